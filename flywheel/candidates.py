@@ -1,0 +1,139 @@
+"""Candidates on disk: generated images awaiting a verdict, each with the lineage that says how it was made.
+
+An image is written once, as <source>-<words>-<request key>.png in the stage's folder. Its verdict moves it into good/, corrections/ or
+rejected/; a person may also move or rename it. Lineage stays in lineage/<request key>.json and knows the image by the hash of its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import StorageError
+from .images import SUFFIXES, content_key, write_json, write_whole
+from .project import Stage
+
+GOOD, CORRECTIONS, REJECTED, TRIES = "good", "corrections", "rejected", "tries"
+FOLDERS = ("", GOOD, CORRECTIONS, REJECTED, TRIES)  # "" is the stage's own folder: not decided yet
+_NAMED = re.compile(r".*?-?([0-9a-f]{16})")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How one image was made. `image_key` is the hash of its bytes, `request_key` names what made it."""
+
+    request_key: str
+    image_key: str
+    bytes: int
+    width: int
+    height: int
+    facts: Mapping[str, Any]
+
+
+class Shelf:
+    """What one stage holds, read once from disk. Make a new one to see what others have done since."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    @cached_property
+    def lineages(self) -> dict[str, Lineage]:
+        """By request key."""
+        return {lineage.request_key: lineage for lineage in _lineages(self.stage)}
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Whole image files by request key, wherever a verdict or a person has put them."""
+        by_image = {lineage.image_key: lineage.request_key for lineage in self.lineages.values()}
+        found: dict[str, Path] = {}
+        for path in self._images():
+            named = _NAMED.fullmatch(path.stem)
+            request_key = named[1] if named and named[1] in self.lineages else by_image.get(content_key(path))
+            if request_key and path.stat().st_size == self.lineages[request_key].bytes:
+                found[request_key] = path
+        return found
+
+    def strangers(self) -> list[Path]:
+        """Images in the label folders that nothing here has made: a person put them there."""
+        known = set(self.files.values())
+        return [path for path in self._images() if path not in known]
+
+    def folder_of(self, path: Path) -> str:
+        """The label folder a file lies in; "" is the stage's own."""
+        folder = path.parent.relative_to(self.stage.folder).as_posix()
+        return "" if folder == "." else folder
+
+    def add(self, request_key: str, name: str, png: bytes, *, size: tuple[int, int], facts: Mapping[str, Any]) -> Path:
+        """Write lineage, then image: an image that is there has its history."""
+        lineage = Lineage(request_key, content_key(png), len(png), *size, facts)
+        write_json(self.stage.lineage / f"{request_key}.json", _described(lineage))
+        path = self.stage.folder / f"{name}-{request_key}.png"
+        write_whole(path, png)
+        self.lineages[request_key] = lineage
+        self.files[request_key] = path
+        return path
+
+    def note(self, request_key: str, **facts: Any) -> None:
+        """Add facts to a lineage that were not known when the image was made."""
+        lineage = self.lineages[request_key]
+        if any(lineage.facts.get(name) != value for name, value in facts.items()):
+            changed = Lineage(request_key, lineage.image_key, lineage.bytes, lineage.width, lineage.height, {**lineage.facts, **facts})
+            write_json(self.stage.lineage / f"{request_key}.json", _described(changed))
+            self.lineages[request_key] = changed
+
+    def move(self, request_key: str, folder: str) -> Path:
+        """Put an image into a label folder, under the name it has. A name that is taken there gets a number; nothing is overwritten."""
+        path = self.files[request_key]
+        if self.folder_of(path) == folder:
+            return path
+        wanted = self.stage.folder / folder / path.name
+        target, number = wanted, 2
+        while target.exists():
+            target, number = wanted.with_stem(f"{wanted.stem} ({number})"), number + 1
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        except OSError as error:
+            raise StorageError(
+                f"{path.name} could not be moved to {folder or self.stage.folder.name}/: {error.strerror or error}."
+            ) from error
+        self.files[request_key] = target
+        return target
+
+    def _images(self) -> Iterator[Path]:
+        for folder in FOLDERS:
+            directory = self.stage.folder / folder
+            if directory.is_dir():
+                for path in sorted(directory.iterdir()):
+                    if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file() and path.stat().st_size:
+                        yield path
+
+
+def _lineages(stage: Stage) -> Iterator[Lineage]:
+    if not stage.lineage.is_dir():
+        return
+    for path in sorted(stage.lineage.glob("*.json")):
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))
+            made, image = described.pop("request_key"), described.pop("image_key")
+            yield Lineage(made, image, described.pop("bytes"), described.pop("width"), described.pop("height"), described)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+            raise StorageError(
+                f"{stage.project.relative(path)} is not readable ({error}). Delete it; its image will be made again."
+            ) from error
+
+
+def _described(lineage: Lineage) -> dict[str, Any]:
+    return {
+        "request_key": lineage.request_key,
+        "image_key": lineage.image_key,
+        "bytes": lineage.bytes,
+        "width": lineage.width,
+        "height": lineage.height,
+        **lineage.facts,
+    }

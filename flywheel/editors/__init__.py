@@ -1,0 +1,89 @@
+"""What an editor is. One file per editor; EDITORS lists them for node making and for the contract tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from ..images import value_key
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRef:
+    """A control image by file and content key. Slot n of a request is "Picture n" of Qwen-Image-Edit."""
+
+    path: Path
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """One image to be made: only what varies per image. Without controls it is text-to-image.
+
+    `width` and `height` in px, multiples of 16. `label` names the request for people (prompt template, card slot); it changes no pixel.
+    """
+
+    prompt: str
+    controls: tuple[ControlRef, ...]
+    seed: int
+    width: int
+    height: int
+    label: str = ""
+
+    def key(self, fingerprint: Mapping[str, str]) -> str:
+        """16 hex digits that name the result of this request made by an editor with this fingerprint."""
+        return value_key(
+            {
+                "prompt": self.prompt,
+                "controls": [control.key for control in self.controls],
+                "seed": self.seed,
+                "size": [self.width, self.height],
+                "editor": dict(fingerprint),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An image of the requested size and what its lineage must remember: options the editor ignored, cost, …"""
+
+    image: Image.Image
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tick(Protocol):
+    """Called by an editor at least once a second, or once a denoising step. May raise: that is how a person cancels."""
+
+    def __call__(self, fraction: float = 0.0, preview: Image.Image | None = None) -> None: ...
+
+
+Edit = Callable[[EditRequest, Tick], Rendered]
+
+
+class Editor(Protocol):
+    """Makes images from requests. A light value of options: it can sit in a cache for days without holding memory."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def controls(self) -> range:
+        """How many control images a request may have, for example range(1, 4)."""
+        ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """Everything that can change a pixel and does not vary per image."""
+        ...
+
+    def session(self) -> AbstractContextManager[Edit]:
+        """Load on entering, free on leaving; one session makes many images.
+
+        Raises:
+            EditorUnavailable: something this editor needs is missing.
+        """
+        ...

@@ -1,0 +1,83 @@
+"""A project's memory: one SQLite file in WAL mode and the list of its migrations. SQL of a table lives with its module."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BUSY_TIMEOUT_S = 10.0
+
+
+def _m001_label_events(db: sqlite3.Connection) -> None:
+    db.execute(
+        "CREATE TABLE label_events (id INTEGER PRIMARY KEY, image_key TEXT NOT NULL, label TEXT, reasons TEXT NOT NULL, note TEXT NOT NULL,"
+        " at TEXT NOT NULL, reviewer TEXT NOT NULL, origin TEXT NOT NULL)"
+    )
+    db.execute("CREATE INDEX label_events_by_image ON label_events (image_key, id)")
+    for verb in ("UPDATE", "DELETE"):  # append-only, whoever holds the file
+        db.execute(
+            f"CREATE TRIGGER label_events_no_{verb.lower()} BEFORE {verb} ON label_events"
+            " BEGIN SELECT RAISE(ABORT, 'verdicts are append-only'); END"
+        )
+    db.execute(
+        "CREATE VIEW labels AS SELECT e.* FROM label_events e JOIN"
+        " (SELECT image_key, MAX(id) AS id FROM label_events GROUP BY image_key) newest USING (id)"
+    )
+    db.execute(
+        "CREATE TABLE placements (stage TEXT NOT NULL, image_key TEXT NOT NULL, folder TEXT NOT NULL, PRIMARY KEY (stage, image_key))"
+    )
+
+
+def _m002_faces(db: sqlite3.Connection) -> None:
+    db.execute(
+        "CREATE TABLE faces (image_key TEXT NOT NULL, embedder TEXT NOT NULL, found TEXT NOT NULL, embeddings BLOB NOT NULL,"
+        " PRIMARY KEY (image_key, embedder))"
+    )
+    db.execute(
+        "CREATE TABLE identity_scores (image_key TEXT NOT NULL, reference TEXT NOT NULL, embedder TEXT NOT NULL, state TEXT NOT NULL,"
+        " similarity REAL, distance REAL, faces INTEGER NOT NULL, matched TEXT, PRIMARY KEY (image_key, reference, embedder))"
+    )
+
+
+MIGRATIONS = (_m001_label_events, _m002_faces)
+
+
+@contextmanager
+def connect(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a project's database, bring its schema up to date, commit on success, roll back on error.
+
+    WAL with synchronous=FULL: a committed verdict survives a killed process and a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        _migrate(db)
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+    finally:
+        db.close()
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Apply what is missing; the schema version lives in SQLite's own user_version."""
+    if db.execute("PRAGMA user_version").fetchone()[0] >= len(MIGRATIONS):
+        return
+    db.execute("BEGIN IMMEDIATE")  # two processes may open a new project at once: the second waits, then finds the work done
+    try:
+        for number in range(db.execute("PRAGMA user_version").fetchone()[0], len(MIGRATIONS)):
+            MIGRATIONS[number](db)
+            db.execute(f"PRAGMA user_version = {number + 1}")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
