@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from .dataset import Dataset, ImageRecord
 from .errors import StorageError
-from .images import SUFFIXES, content_key, write_json, write_whole
+from .images import SUFFIXES, content_key, png_bytes, write_json, write_whole
 from .project import Stage
 
 GOOD, CORRECTIONS, REJECTED, TRIES = "good", "corrections", "rejected", "tries"
@@ -112,6 +115,43 @@ class Shelf:
                 for path in sorted(directory.iterdir()):
                     if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file() and path.stat().st_size:
                         yield path
+
+
+def record_of(shelf: Shelf, request_key: str) -> ImageRecord:
+    """A candidate as a member of a dataset, with the path where it lies now."""
+    lineage = shelf.lineages[request_key]
+    return ImageRecord(
+        key=lineage.image_key,
+        path=shelf.stage.project.relative(shelf.files[request_key]),
+        width=lineage.width,
+        height=lineage.height,
+        caption=lineage.facts["caption"],
+        origin=lineage.facts["origin"],
+        parents=tuple(lineage.facts["parents"]),
+        depth=lineage.facts["depth"],
+    )
+
+
+def adopt(stage: Stage, images: Iterable[Image.Image], *, caption: str, prompt: str = "") -> Dataset:
+    """Take in images that something else has made, as candidates with what is known of them. The same pixels are taken in once."""
+    shelf = Shelf(stage)
+    origin = "edit" if stage.name == "enriched" else "synthetic"
+    facts = {"origin": origin, "prompt": prompt, "template": prompt, "seed": None, "attempt": 0, "caption": caption}
+    facts |= {"source": None, "parents": [], "depth": 1, "editor": {"editor": "brought in"}, "notes": {}}
+    keys: list[str] = []
+    for image in images:
+        png = png_bytes(image)
+        request_key = content_key(png)
+        if request_key not in shelf.files:
+            shelf.add(request_key, "brought_in", png, size=image.size, facts=facts)
+        keys.append(request_key)
+    return Dataset(stage.project, stage.name, tuple(record_of(shelf, key) for key in dict.fromkeys(keys)))
+
+
+def missing(stage: Stage) -> list[str]:
+    """Request keys whose lineage is here and whose image is not: deleted, damaged, or never finished."""
+    shelf = Shelf(stage)
+    return sorted(set(shelf.lineages) - set(shelf.files))
 
 
 def _lineages(stage: Stage) -> Iterator[Lineage]:

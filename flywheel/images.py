@@ -30,24 +30,26 @@ _pillow_flags = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class OpenedImage:
-    """An upright 8-bit sRGB image and everything that was done to get there, in words for the user."""
+    """An upright 8-bit sRGB image and everything that was done to get there, in words for the user.
+
+    `format`, `mode`: Pillow's names for what the file holds, whatever its suffix says.
+    """
 
     image: Image.Image
     treatments: tuple[str, ...]
+    format: str
+    mode: str
 
 
 def content_key(data: bytes | Path) -> str:
     """First 16 hex digits of the SHA-256 of the bytes: the name under which labels and scores are kept."""
+    digest = hashlib.sha256()
     if isinstance(data, Path):
         with data.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:KEY_LENGTH] if hasattr(hashlib, "file_digest") else _digest(file)
-    return hashlib.sha256(data).hexdigest()[:KEY_LENGTH]
-
-
-def _digest(file: io.BufferedReader) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+            while block := file.read(1 << 20):
+                digest.update(block)
+    else:
+        digest.update(data)
     return digest.hexdigest()[:KEY_LENGTH]
 
 
@@ -56,23 +58,24 @@ def value_key(value: Any) -> str:
     return content_key(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def open_image(path: Path, *, at_least: int = 0) -> OpenedImage:
+def open_image(path: Path, *, at_least: int = 0, content: bytes | None = None) -> OpenedImage:
     """Read a picture as an upright RGB image of 8 bits.
 
-    `at_least`: the caller needs no more pixels than this on the longer side, which lets JPEG decode a smaller copy.
+    `at_least`: the caller needs no more pixels than this on the longer side, which lets JPEG decode a smaller copy. `content`: the bytes of
+    the file, if the caller has read them already.
 
     Raises:
         ImageError: empty, truncated, too large or no image; the text names the file and the way out.
     """
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if content is None else len(content)) == 0:
             raise ImageError(f"{path.name} is empty (0 bytes). Copy it again from where it came.")
         if not ImageFile.LOAD_TRUNCATED_IMAGES:
-            return _decode(path, at_least)
+            return _decode(path, at_least, content)
         with _pillow_flags:  # another package (face_recognition does) made Pillow accept half files in the whole process
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             try:
-                return _decode(path, at_least)
+                return _decode(path, at_least, content)
             finally:
                 ImageFile.LOAD_TRUNCATED_IMAGES = True
     except FileNotFoundError as error:
@@ -93,8 +96,9 @@ def _not_an_image(path: Path) -> str:
     return f"{path.name} is not an image Pillow can read. Remove it or convert it to PNG or JPEG."
 
 
-def _decode(path: Path, at_least: int) -> OpenedImage:
-    with Image.open(path) as opened:
+def _decode(path: Path, at_least: int, content: bytes | None) -> OpenedImage:
+    with Image.open(path if content is None else io.BytesIO(content)) as opened:
+        format, mode = opened.format or "", opened.mode
         if opened.width * opened.height > MAX_PIXELS:
             raise ImageError(f"{path.name} has {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}. Scale it down first.")
         treatments: list[str] = []
@@ -108,7 +112,7 @@ def _decode(path: Path, at_least: int) -> OpenedImage:
             image = ImageOps.exif_transpose(opened)
             treatments.append("rotated as its EXIF says")
         image = _to_srgb(image, opened.info.get("icc_profile"), treatments)
-        return OpenedImage(_to_rgb(image, treatments).copy(), tuple(treatments))
+        return OpenedImage(_to_rgb(image, treatments).copy(), tuple(treatments), format, mode)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, treatments: list[str]) -> Image.Image:

@@ -1,0 +1,206 @@
+"""The one loop that makes images. Enrichment, synthetic images and the model card are lists of orders given to it.
+
+Running again is resuming: an order whose image is on the shelf is not made again. What an editor has finished is saved, whatever happens next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from .candidates import Shelf
+from .editors import Edit, Editor, EditRequest, Rendered
+from .errors import EditorError, EditorUnavailable, FlywheelError, StorageError
+from .images import png_bytes
+
+IN_FLIGHT = 2  # images being saved while the editor makes the next: more would only cost memory
+HOPELESS = 5  # failures in a row after which the editor, not the image, is taken to be at fault
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request, the readable start of its file's name, and the facts its lineage keeps."""
+
+    request: EditRequest
+    name: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a long run is. `done` counts saved images and the started share of the next; `preview` is the newest image."""
+
+    done: float
+    total: int
+    made: int
+    eta_s: float | None
+    preview: Image.Image | None = None
+    name: str = ""
+
+
+Report = Callable[[Progress], None]  # may raise: that is how a person cancels
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An order whose image is on the shelf; `made` tells whether this run made it."""
+
+    order: Order
+    request_key: str
+    made: bool
+
+
+FollowUp = Callable[[Finished], Order | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a render came to. `failed` pairs an order with the reason; everything else is on the shelf."""
+
+    finished: tuple[Finished, ...]
+    failed: tuple[tuple[Order, str], ...]
+    left: int  # orders not begun because of `limit`
+    seconds: float
+
+    @property
+    def made(self) -> int:
+        return sum(finished.made for finished in self.finished)
+
+
+def silent(_: Progress) -> None:
+    """A report nobody reads."""
+
+
+def render(
+    orders: Sequence[Order], editor: Editor, shelf: Shelf, *, report: Report = silent, follow_up: FollowUp | None = None, limit: int = 0
+) -> Run:
+    """Make every ordered image that is not on the shelf yet; stop after `limit` new ones (0: no limit).
+
+    `follow_up` sees each finished order once it is saved and may answer with one more order, for example a retry with another seed.
+
+    Raises:
+        EditorError: a request does not suit the editor (before anything is loaded), or the editor fails again and again.
+        StorageError: the disk refused.
+    """
+    _refuse_unsuitable(orders, editor)
+    with _Renderer(editor, shelf, report, follow_up, deque(orders)) as renderer:
+        return renderer.run(limit)
+
+
+class _Renderer(ExitStack):
+    def __init__(self, editor: Editor, shelf: Shelf, report: Report, follow_up: FollowUp | None, queue: deque[Order]) -> None:
+        super().__init__()
+        self.editor, self.shelf, self.report, self.follow_up, self.queue = editor, shelf, report, follow_up, queue
+        self.fingerprint = editor.fingerprint()
+        self.total = len(queue)
+        self.finished: list[Finished] = []
+        self.failed: list[tuple[Order, str]] = []
+        self.in_flight: deque[tuple[Finished, Image.Image, Future[Any]]] = deque()
+        self.started, self.editing_s = time.monotonic(), 0.0
+        self.failures_in_a_row = self.edits = 0
+        self._edit: Edit | None = None
+        self.saver = self.enter_context(ThreadPoolExecutor(1, "flenwheel-save"))  # leaving waits: what was made gets saved
+
+    def run(self, limit: int) -> Run:
+        left = 0
+        while self.queue or self.in_flight:
+            while self.queue:
+                order = self.queue.popleft()
+                key = order.request.key(self.fingerprint)
+                if key in self.shelf.files:
+                    self._finish(Finished(order, key, made=False))
+                elif limit and self.edits >= limit:
+                    left += 1
+                else:
+                    self._make(order, key)
+            self._settle(0)
+        return Run(tuple(self.finished), tuple(self.failed), left, time.monotonic() - self.started)
+
+    def _make(self, order: Order, key: str) -> None:
+        if self._edit is None:
+            self._edit = self.enter_context(self.editor.session())
+        began = time.monotonic()
+        try:
+            rendered = self._edit(order.request, self._tick)
+            _refuse_wrong_size(order.request, rendered, self.editor)
+        except (StorageError, EditorUnavailable):
+            raise
+        except FlywheelError as error:
+            self._fail(order, error)
+            return
+        seconds = time.monotonic() - began
+        self.editing_s, self.edits, self.failures_in_a_row = self.editing_s + seconds, self.edits + 1, 0
+        facts = {**order.facts, "editor": self.fingerprint, "notes": dict(rendered.notes), "seconds": round(seconds, 3)}
+        future = self.saver.submit(_save, self.shelf, key, order, rendered.image, facts)
+        self.in_flight.append((Finished(order, key, made=True), rendered.image, future))
+        self._settle(IN_FLIGHT)
+
+    def _settle(self, allowed: int) -> None:
+        """Take note of saved images until at most `allowed` are still being saved."""
+        while self.in_flight and (len(self.in_flight) > allowed or self.in_flight[0][2].done()):
+            finished, image, future = self.in_flight[0]
+            future.result()
+            self.in_flight.popleft()
+            self._finish(finished, image)
+
+    def _finish(self, finished: Finished, image: Image.Image | None = None) -> None:
+        self.finished.append(finished)
+        more = self.follow_up(finished) if self.follow_up else None
+        if more is not None:
+            self.queue.appendleft(more)
+            self.total += 1
+        self.report(self._progress(0.0, image, finished.order.name))
+
+    def _fail(self, order: Order, error: FlywheelError) -> None:
+        self.failed.append((order, str(error)))
+        self.failures_in_a_row += 1
+        if self.failures_in_a_row >= HOPELESS:
+            raise EditorError(f"{self.editor.name} failed {HOPELESS} times in a row, the last time with: {error}") from error
+
+    def _tick(self, fraction: float = 0.0, preview: Image.Image | None = None) -> None:
+        self.report(self._progress(fraction, preview, ""))
+
+    def _progress(self, fraction: float, preview: Image.Image | None, name: str) -> Progress:
+        done = len(self.finished) + len(self.failed)
+        eta = (self.total - done - fraction) * self.editing_s / self.edits if self.edits else None
+        return Progress(done + fraction, self.total, self.edits, eta, preview, name)
+
+
+def _save(shelf: Shelf, key: str, order: Order, image: Image.Image, facts: Mapping[str, Any]) -> None:
+    shelf.add(key, order.name, png_bytes(image), size=image.size, facts=facts)
+
+
+def _refuse_unsuitable(orders: Iterable[Order], editor: Editor) -> None:
+    """Check every request before anything is loaded or paid."""
+    wrong = sorted({len(order.request.controls) for order in orders if len(order.request.controls) not in editor.controls})
+    if wrong:
+        takes = _span(editor.controls)
+        raise EditorError(f"{editor.name} takes {takes} control images per request, but some requests have {', '.join(map(str, wrong))}.")
+
+
+def _span(numbers: range) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+
+def _refuse_wrong_size(request: EditRequest, rendered: Rendered, editor: Editor) -> None:
+    wanted = (request.width, request.height)
+    if rendered.image.size != wanted:
+        raise EditorError(f"{editor.name} returned {rendered.image.size} px where {wanted} was asked for; the image was not kept.")
+
+
+def summary(run: Run) -> Iterator[str]:
+    """What happened, in sentences."""
+    found = len(run.finished) - run.made
+    pace = f", {run.seconds / run.made:.1f} s each" if run.made else ""
+    yield f"{run.made} images made in {run.seconds:.0f} s{pace}; {found} were there already."
+    if run.left:
+        yield f"{run.left} images are left for the next run (limit)."
+    for order, reason in run.failed:
+        yield f"Not made: {order.name}: {reason}"

@@ -1,0 +1,200 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from comfyui_flenwheel.flywheel import images
+from comfyui_flenwheel.flywheel.candidates import Shelf
+from comfyui_flenwheel.flywheel.editors import ControlRef, EditRequest
+from comfyui_flenwheel.flywheel.errors import EditorError, EditorUnavailable, StorageError
+from comfyui_flenwheel.flywheel.render import Order, render
+
+from .stamp import Stamp
+
+
+@pytest.fixture
+def shelf(project):
+    return Shelf(project.stage("enriched"))
+
+
+@pytest.fixture
+def orders(sources):
+    control = sources.images[0]
+    facts = {"origin": "edit", "caption": "photo of ohwx_char person", "parents": [control.key], "depth": 1}
+    return [
+        Order(EditRequest("a", (ControlRef(sources.path(control), control.key),), seed, 64, 48), f"n{seed}", facts) for seed in range(6)
+    ]
+
+
+class Cancelled(BaseException):
+    """What ComfyUI raises out of a progress report."""
+
+
+def test_running_again_makes_nothing_and_opens_no_session(orders, shelf):
+    editor = Stamp()
+    assert render(orders, editor, shelf).made == 6
+    first = {path: path.stat().st_mtime_ns for path in shelf.files.values()}
+    again = render(orders, editor, Shelf(shelf.stage))
+    assert again.made == 0 and len(again.finished) == 6
+    assert editor.sessions == ["opened", "closed"]
+    assert first == {path: path.stat().st_mtime_ns for path in Shelf(shelf.stage).files.values()}
+
+
+def test_cancelling_keeps_what_was_made_and_the_next_run_makes_the_rest(orders, shelf):
+    def cancel_after_three(progress):
+        if progress.done >= 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        render(orders, Stamp(), shelf, report=cancel_after_three)
+    kept = len(Shelf(shelf.stage).files)
+    assert 3 <= kept <= 5 and not list(shelf.stage.folder.rglob("*.part"))
+    assert render(orders, Stamp(), Shelf(shelf.stage)).made == 6 - kept
+
+
+def test_another_option_makes_other_files_and_touches_none(orders, shelf):
+    render(orders, Stamp(), shelf)
+    before = set(Shelf(shelf.stage).files.values())
+    assert render(orders, Stamp(strength=0.7), Shelf(shelf.stage)).made == 6
+    assert before < set(Shelf(shelf.stage).files.values())
+
+
+def test_a_renamed_image_is_known_and_a_deleted_or_damaged_one_is_made_again(orders, shelf):
+    render(orders, Stamp(), shelf)
+    first, second, third, *_ = shelf.files.values()
+    first.rename(first.with_name("my favourite.png"))
+    second.unlink()
+    third.write_bytes(third.read_bytes()[:100])
+    assert render(orders, Stamp(), Shelf(shelf.stage)).made == 2
+
+
+def test_the_limit_counts_new_images(orders, shelf):
+    run = render(orders, Stamp(), shelf, limit=2)
+    assert (run.made, run.left) == (2, 4)
+    run = render(orders, Stamp(), Shelf(shelf.stage), limit=3)
+    assert (run.made, run.left, len(run.finished)) == (3, 1, 5)
+
+
+def test_one_image_that_cannot_be_made_does_not_stop_the_night(orders, shelf):
+    def fail_once(request):
+        if request.seed == 2:
+            raise EditorError("no")
+
+    run = render(orders, Stamp(before=fail_once), shelf)
+    assert run.made == 5 and [(order.name, reason) for order, reason in run.failed] == [("n2", "no")]
+
+
+def test_an_editor_that_keeps_failing_is_stopped(orders, shelf):
+    def fail(request):
+        raise EditorError("no weights")
+
+    with pytest.raises(EditorError, match="5 times in a row.*no weights"):
+        render(orders, Stamp(before=fail), shelf)
+
+
+def test_an_editor_that_is_not_there_stops_at_once(orders, shelf):
+    def gone(request):
+        raise EditorUnavailable("no key")
+
+    with pytest.raises(EditorUnavailable):
+        render(orders, Stamp(before=gone), shelf)
+
+
+def test_requests_are_checked_before_anything_is_loaded(orders, shelf):
+    editor = Stamp(controls=range(2, 4))
+    with pytest.raises(EditorError, match="takes 2 to 3 control images"):
+        render(orders, editor, shelf)
+    assert editor.sessions == []
+
+
+def test_a_full_disk_is_said_so_and_leaves_no_half_image(orders, shelf, monkeypatch):
+    real, calls = os.replace, []
+
+    def full(source, target):
+        if str(target).endswith(".png"):
+            calls.append(target)
+            if len(calls) > 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(images.os, "replace", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        render(orders, Stamp(), shelf)
+    monkeypatch.undo()
+    assert not list(shelf.stage.folder.rglob("*.part"))
+    assert len(Shelf(shelf.stage).files) == 2
+    assert render(orders, Stamp(), Shelf(shelf.stage)).made == 4
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere; run as a normal user to check a read-only folder"
+)
+def test_a_read_only_folder_is_said_so(orders, shelf):
+    shelf.stage.folder.mkdir(parents=True)
+    shelf.stage.folder.chmod(0o500)
+    with pytest.raises(StorageError, match="no permission"):
+        render(orders, Stamp(), shelf)
+
+
+def test_a_real_full_disk(orders, project, tmp_path):
+    """On a file system of 200 kB of its own, where this process may mount one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        stage = type(project)(small, "Anna", "ohwx_char", "person").stage("enriched")
+        large = [Order(EditRequest("a", order.request.controls, order.request.seed, 256, 256), order.name, order.facts) for order in orders]
+        with pytest.raises(StorageError, match="disk is full"):
+            render(large, Stamp(strength=0.1), Shelf(stage))
+        assert all(images.open_image(path) for path in Shelf(stage).files.values()) and not list(small.rglob("*.part"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_progress_counts_saved_images_and_gives_a_time(orders, shelf):
+    seen = []
+    render(orders, Stamp(), shelf, report=seen.append)
+    done = [progress.done for progress in seen]
+    assert done == sorted(done) and done[-1] == 6 and seen[-1].total == 6 and seen[-1].eta_s == 0
+    assert any(progress.preview is not None for progress in seen)
+
+
+def test_one_more_order_may_follow_each(orders, shelf):
+    def retry(finished):
+        facts = finished.order.facts
+        if "retry" in facts:
+            return None
+        request = finished.order.request
+        return Order(EditRequest("a", request.controls, request.seed + 100, 64, 48), "again", {**facts, "retry": True})
+
+    assert render(orders, Stamp(), shelf, follow_up=retry).made == 12
+    assert render(orders, Stamp(), Shelf(shelf.stage), follow_up=retry).made == 0
+
+
+def test_lineage_says_how_an_image_was_made(orders, shelf):
+    render(orders[:1], Stamp(), shelf)
+    told = json.loads(next(shelf.stage.lineage.iterdir()).read_text())
+    assert told["editor"] == {"editor": "stamp", "strength": "0.5"} and told["notes"] == {"stamped": True}
+    assert told["parents"] == list(orders[0].facts["parents"]) and told["image_key"] and told["seconds"] >= 0
+
+
+def test_sigkill_in_the_middle_loses_no_finished_image(tmp_path):
+    """A real process, killed without warning; every image it had reported is whole, and only the others are made."""
+    script = Path(__file__).parent / "killed_render.py"
+    home, said = tmp_path / "home", tmp_path / "said"
+    with said.open("w") as out:
+        process = subprocess.Popen([sys.executable, str(script), str(home), "40", "7"], stdout=out)
+        process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    finished = {Path(line).name for line in said.read_text().split()}
+    assert len(finished) >= 7
+    kept = {path.name for path in home.rglob("*.png") if path.parent.name == "v1" and "enriched" in path.parts and images.open_image(path)}
+    assert finished <= kept
+    rest = subprocess.run([sys.executable, str(script), str(home), "40", "0"], capture_output=True, text=True, check=True, timeout=60)
+    made = int(rest.stderr.split("made ")[1])
+    assert made == 40 - len(kept)
