@@ -1,0 +1,252 @@
+"""Step 1.2: from a dataset, prompts and an editor to candidates. Plans the orders, renders them, retries what drifted, writes metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from . import identity, instructions, review
+from .candidates import TRIES, Shelf, record_of
+from .dataset import Dataset, ImageRecord
+from .editors import ControlRef, Editor, EditRequest
+from .errors import EditorError, PromptError
+from .faces import Embedder
+from .images import open_image, size_for, write_json
+from .prompts import Prompt, PromptSet
+from .render import Finished, Order, Report, Run, render, silent, summary
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Re-generate on drift: a candidate below `threshold` is tried again with a new seed, at most `retries` times."""
+
+    references: identity.ReferenceSet
+    embedder: Embedder
+    threshold: float = identity.THRESHOLD
+    retries: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Enriched:
+    """The candidates of one plan and what happened, in sentences."""
+
+    dataset: Dataset
+    notes: tuple[str, ...]
+    run: Run
+
+
+def plan(dataset: Dataset, prompts: PromptSet, *, seed: int, megapixels: float = 1.0) -> list[Order]:
+    """One order per chosen source and prompt. Pure: reads nothing, writes nothing.
+
+    With `per_source`, a source gets prompts of all templates in turn; which ones depends on the source's bytes, the prompts and the seed, not
+    on its place in the list, so that one more photograph changes nothing for the others. Seeds likewise.
+
+    Raises:
+        PromptError: a source pattern matches no image.
+    """
+    sources = _chosen_sources(dataset, prompts.sources)
+    expanded = prompts.expand()
+    return [
+        _order(dataset, source, prompt, attempt=0, seed=seed, megapixels=megapixels)
+        for source in sources
+        for prompt in _prompts_for(source, expanded, prompts.per_source, seed)
+    ]
+
+
+def enrich(
+    dataset: Dataset,
+    prompts: PromptSet,
+    editor: Editor,
+    *,
+    seed: int = 0,
+    megapixels: float = 1.0,
+    sample_every: int = 10,
+    limit: int = 0,
+    drift: Drift | None = None,
+    report: Report = silent,
+) -> Enriched:
+    """Make the candidates of a plan into data/enriched/<version>/ and describe them in enrichment_metadata.json.
+
+    Finished images are kept and not made again. Every `sample_every`-th image is flagged for a close look (0: none). An image whose file a
+    person deleted after rejecting it counts as finished.
+
+    Raises:
+        PromptError, EditorError, StorageError: see `plan` and `render`.
+        EditorError: not one image could be made.
+    """
+    shelf = Shelf(dataset.project.stage("enriched"))
+    orders = plan(dataset, prompts, seed=seed, megapixels=megapixels)
+    fingerprint = editor.fingerprint()
+    wanted = [order for order in orders if not _thrown_away(shelf, order.request.key(fingerprint))]
+    tries = _Tries(dataset, shelf, seed, megapixels, drift)
+    run = render(wanted, editor, shelf, report=report, follow_up=tries.next_try if drift else None, limit=limit)
+    if run.failed and not run.finished:
+        raise EditorError(f"Not one of {len(wanted)} images could be made. The first reason: {run.failed[0][1]}")
+    shelf = Shelf(shelf.stage)  # a person may have sorted files while we were rendering
+    chosen = tries.choose(shelf) if drift else [finished.request_key for finished in run.finished]
+    for place, request_key in enumerate(chosen, 1):
+        shelf.note(request_key, sample=bool(sample_every) and place % sample_every == 0)
+    images = tuple(record_of(shelf, request_key) for request_key in dict.fromkeys(chosen))
+    write_metadata(shelf)
+    skipped = len(orders) - len(wanted)
+    notes = (*summary(run), *tries.notes(), *([f"{skipped} rejected images were deleted by hand and are left alone."] if skipped else []))
+    return Enriched(Dataset(dataset.project, "enriched", images), notes, run)
+
+
+def write_metadata(shelf: Shelf) -> None:
+    """enrichment_metadata.json: every candidate of the stage with its source, prompt, seed, editor and verdict."""
+    stage = shelf.stage
+    decided = review.labels(stage.project)
+    images = [
+        _described(shelf, request_key, decided)
+        for request_key in sorted(shelf.files, key=lambda key: shelf.files[key].name)
+        if shelf.folder_of(shelf.files[request_key]) != TRIES
+    ]
+    write_json(stage.metadata, {"dataset_version": stage.project.version, "images": images})
+
+
+class _Tries:
+    """The tries of each order. The best one becomes the candidate; the others are kept in tries/ and in its lineage."""
+
+    def __init__(self, dataset: Dataset, shelf: Shelf, seed: int, megapixels: float, drift: Drift | None) -> None:
+        self.dataset, self.shelf, self.seed, self.megapixels, self.drift = dataset, shelf, seed, megapixels, drift
+        self.by_order: dict[tuple[str, str], list[tuple[str, identity.IdentityScore]]] = {}
+
+    def next_try(self, finished: Finished) -> Order | None:
+        assert self.drift
+        facts = finished.order.facts
+        lineage = self.shelf.lineages[finished.request_key]
+        score = identity.score_image(
+            open_image(self.shelf.files[finished.request_key]).image,
+            lineage.image_key,
+            self.dataset.project,
+            self.drift.references,
+            self.drift.embedder,
+        )
+        tries = self.by_order.setdefault((facts["source"]["key"], facts["prompt"]), [])
+        tries.append((finished.request_key, score))
+        drifted = score.similarity is not None and score.similarity < self.drift.threshold
+        if not drifted or len(tries) > self.drift.retries:
+            return None
+        source = next(image for image in self.dataset.images if image.key == facts["source"]["key"])
+        prompt = Prompt(facts["prompt"], facts["template"])
+        return _order(self.dataset, source, prompt, attempt=len(tries), seed=self.seed, megapixels=self.megapixels)
+
+    def choose(self, shelf: Shelf) -> list[str]:
+        """Settle each order on its best try; a try that already has a verdict stays where the person put it."""
+        decided = review.labels(shelf.stage.project)
+        chosen: list[str] = []
+        for tries in self.by_order.values():
+            judged = [key for key, _ in tries if shelf.lineages[key].image_key in decided]
+            best = judged[0] if judged else max(tries, key=lambda made: made[1].similarity if made[1].similarity is not None else -1.0)[0]
+            chosen.append(best)
+            told = [_try(shelf, key, score) for key, score in tries]
+            for key, _ in tries:
+                shelf.note(key, tries=told)
+                if shelf.lineages[key].image_key not in decided:
+                    shelf.move(key, "" if key == best else TRIES)
+        return chosen
+
+    def notes(self) -> list[str]:
+        retried = [tries for tries in self.by_order.values() if len(tries) > 1]
+        if not self.drift or not retried:
+            return []
+        rescued = sum(any((score.similarity or 0.0) >= self.drift.threshold for _, score in tries) for tries in retried)
+        return [f"{len(retried)} images drifted below {self.drift.threshold:g} and were tried again; {rescued} of them came back above it."]
+
+
+def _try(shelf: Shelf, request_key: str, score: identity.IdentityScore) -> dict[str, Any]:
+    facts = shelf.lineages[request_key].facts
+    return {
+        "request_key": request_key,
+        "attempt": facts["attempt"],
+        "seed": facts["seed"],
+        "state": score.state,
+        "similarity": score.similarity,
+    }
+
+
+def _chosen_sources(dataset: Dataset, patterns: Sequence[str]) -> list[ImageRecord]:
+    unmatched = [pattern for pattern in patterns if not any(fnmatch(image.name, pattern) for image in dataset.images)]
+    if unmatched:
+        names = ", ".join(image.name for image in dataset.images[:5])
+        raise PromptError(f"No source image is called like this (there are {names}, …):", [repr(pattern) for pattern in unmatched])
+    return [image for image in dataset.images if not patterns or any(fnmatch(image.name, pattern) for pattern in patterns)]
+
+
+def _prompts_for(source: ImageRecord, prompts: Sequence[Prompt], per_source: int, seed: int) -> list[Prompt]:
+    if not per_source or per_source >= len(prompts):
+        return list(prompts)
+    by_template: dict[str, list[Prompt]] = {}
+    for prompt in sorted(prompts, key=lambda prompt: seed_from(seed, source.key, prompt.text)):
+        by_template.setdefault(prompt.template, []).append(prompt)
+    templates = sorted(by_template, key=lambda template: seed_from(seed, source.key, template))
+    rounds = max(len(group) for group in by_template.values())
+    in_turn = [by_template[name][turn] for turn in range(rounds) for name in templates if turn < len(by_template[name])]
+    chosen = set(in_turn[:per_source])
+    return [prompt for prompt in prompts if prompt in chosen]
+
+
+def _order(dataset: Dataset, source: ImageRecord, prompt: Prompt, *, attempt: int, seed: int, megapixels: float) -> Order:
+    own_seed = seed_from(seed, source.key, prompt.text, attempt)
+    width, height = size_for(source.width, source.height, megapixels=megapixels)
+    request = EditRequest(prompt.text, (ControlRef(dataset.path(source), source.key),), own_seed, width, height, label=prompt.template)
+    return Order(request, f"{source.stem}-{_slug(prompt.text)}", _facts(source, prompt, own_seed, attempt))
+
+
+def _facts(source: ImageRecord, prompt: Prompt, seed: int, attempt: int) -> dict[str, Any]:
+    return {
+        "origin": "edit",
+        "prompt": prompt.text,
+        "template": prompt.template,
+        "seed": seed,
+        "attempt": attempt,
+        "caption": instructions.edited_caption(source.caption, prompt.text),
+        "source": {"key": source.key, "name": source.name},
+        "parents": [source.key],
+        "depth": source.depth + 1,
+    }
+
+
+def _slug(prompt: str) -> str:
+    wish = instructions.parse(prompt)
+    words = re.findall(r"\w+", wish.value if wish.kind == "other" else f"{wish.kind} {wish.value}")
+    return "_".join(words)[:40].rstrip("_").lower()
+
+
+def seed_from(*parts: object) -> int:
+    """A seed of 32 bits from content: inserting one prompt or photograph changes no other seed."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
+
+
+def _thrown_away(shelf: Shelf, request_key: str) -> bool:
+    if request_key in shelf.files or request_key not in shelf.lineages:
+        return False
+    event = review.labels(shelf.stage.project).get(shelf.lineages[request_key].image_key)
+    return event is not None and event.label == "reject"
+
+
+def _described(shelf: Shelf, request_key: str, decided: Mapping[str, review.LabelEvent]) -> dict[str, Any]:
+    lineage, path, project = shelf.lineages[request_key], shelf.files[request_key], shelf.stage.project
+    facts = lineage.facts
+    event = decided.get(lineage.image_key)
+    return {
+        "filename": path.relative_to(shelf.stage.folder).as_posix(),
+        "source_image": f"{project.relative(project.stage('source').folder)}/{facts['source']['name']}" if facts["source"] else None,
+        "edit_prompt": facts["prompt"],
+        "caption": facts["caption"],
+        "seed": facts["seed"],
+        "editor": facts["editor"],
+        "label": event.label if event else None,
+        "reasons": list(event.reasons) if event else [],
+        "key": lineage.image_key,
+        "request_key": request_key,
+        "depth": facts["depth"],
+        "sample": facts.get("sample", False),
+        "tries": facts.get("tries", []),
+        "notes": facts["notes"],
+    }
