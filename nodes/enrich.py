@@ -1,0 +1,130 @@
+"""Step 1.2: photographs times prompts times editor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..flywheel import candidates, enrich, identity
+from ..flywheel.dataset import Dataset
+from ..flywheel.editors import Editor
+from ..flywheel.prompts import PromptSet
+from . import host, sockets
+
+
+class EnrichDataset(io.ComfyNode):
+    """Makes edited candidates of every photo. Each image is on disk before the bar moves on, so you can cancel, crash or restart: queue again
+    and only what is missing is made."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FLEN_EnrichDataset",
+            display_name="Enrich Dataset",
+            category="FLENwheel/enrich",
+            description=cls.__doc__ or "",
+            is_output_node=True,
+            inputs=[
+                sockets.DATASET.Input("dataset", tooltip="The photos to edit."),
+                sockets.PROMPTS.Input("prompts", tooltip="The edits to ask for."),
+                sockets.EDITOR.Input("editor", tooltip="Who makes them: the rehearsal editor for a dry run, or a real one."),
+                io.Int.Input(
+                    "base_seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,
+                    tooltip="Each image's own seed is derived from this, its photo and its prompt. Another number makes a different set.",
+                ),
+                io.Float.Input(
+                    "megapixels",
+                    default=1.0,
+                    min=0.1,
+                    max=4.0,
+                    step=0.1,
+                    tooltip="Size of the results. The photo's shape is kept, nothing is cropped. 1.0 is about 1024 x 1024.",
+                ),
+                io.Int.Input(
+                    "sample_every",
+                    default=10,
+                    min=0,
+                    max=1000,
+                    tooltip="Flag every n-th image for a close look in the review. 0 flags none.",
+                ),
+                io.Int.Input(
+                    "limit",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="Stop after this many new images; queue again for the next ones. 0 makes all.",
+                ),
+                io.Int.Input(
+                    "retries_on_drift",
+                    default=0,
+                    min=0,
+                    max=10,
+                    tooltip="When references are connected: try an image that lost the face again with a new seed, up to this many times. All tries are kept.",
+                ),
+                io.Float.Input(
+                    "drift_threshold",
+                    default=identity.THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Similarity below which an image counts as drifted: 0.60 is about where strangers begin.",
+                ),
+                sockets.REFERENCES.Input("references", optional=True, tooltip="The character's face; needed only for retries on drift."),
+            ],
+            outputs=[
+                sockets.DATASET.Output("candidates", tooltip="The edited images. Next: Identity Score, then Review Gate."),
+                io.String.Output("report", tooltip="What was made, what was there already, what failed and why."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            search_aliases=["augment", "batch edit", "synthetic data", "qwen image edit"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """Runs again when an image it had made is no longer there."""
+        return host.fingerprint("enriched", candidates.missing)
+
+    @classmethod
+    def execute(
+        cls,
+        dataset: Dataset,
+        prompts: PromptSet,
+        editor: Editor,
+        base_seed: int,
+        megapixels: float,
+        sample_every: int,
+        limit: int,
+        retries_on_drift: int,
+        drift_threshold: float,
+        references: sockets.References | None = None,
+    ) -> io.NodeOutput:
+        drift = (
+            enrich.Drift(references.faces, references.embedder, drift_threshold, retries_on_drift)
+            if references and retries_on_drift
+            else None
+        )
+        enriched = enrich.enrich(
+            dataset,
+            prompts,
+            editor,
+            seed=base_seed,
+            megapixels=megapixels,
+            sample_every=sample_every,
+            limit=limit,
+            drift=drift,
+            report=host.Reporter(cls.hidden.unique_id, f"Enriching with {editor.name}"),
+        )
+        notes = [*enriched.notes]
+        if retries_on_drift and not references:
+            notes.append("Drifted images were not tried again: connect references for that.")
+        text = "\n".join([f"{len(enriched.dataset.images)} candidates in {enriched.dataset.stage.folder}", *notes])
+        host.log.info("Enriched: %s", " ".join(enriched.notes))
+        return io.NodeOutput(enriched.dataset, text, ui=host.shown(text))
+
+
+NODES = [EnrichDataset]

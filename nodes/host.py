@@ -1,0 +1,130 @@
+"""What we ask of ComfyUI: folders, progress and cancelling, broadcasts, pictures as tensors. Everything else takes plain values."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import ui
+from PIL import Image
+from server import PromptServer
+
+from ..flywheel.errors import FlywheelError
+from ..flywheel.images import value_key
+from ..flywheel.project import STAGES, Project, Stage, StageName, laps, load_project, projects
+from ..flywheel.render import Progress
+
+log = logging.getLogger("flenwheel")
+
+REPORTS_PER_S = 10  # the Vue renderer chokes on more
+
+
+def home() -> Path:
+    """The folder that holds every project: below ComfyUI's output folder, so that it moves with it."""
+    return Path(folder_paths.get_output_directory()) / "flenwheel"
+
+
+def folder(text: str) -> Path:
+    """A folder named in a widget: absolute, or below ComfyUI's input folder.
+
+    Raises:
+        FlywheelError: there is none.
+    """
+    cleaned = text.strip().strip('"')
+    path = Path(folder_paths.get_input_directory()) / Path(cleaned).expanduser()
+    if not cleaned or not path.is_dir():
+        raise FlywheelError(
+            f"There is no folder {cleaned!r}. Type the full path of your photos, or the name of a folder inside {folder_paths.get_input_directory()}."
+        )
+    return path
+
+
+def stages(name: StageName) -> Iterator[Stage]:
+    """This stage of every lap of every project here. Projects that cannot be read are left to the node that opens them."""
+    for project in readable_projects():
+        for lap in laps(project.root, name):
+            yield load_project(project.root, lap).stage(name)
+
+
+def readable_projects() -> list[Project]:
+    try:
+        return projects(home())
+    except FlywheelError as error:
+        log.warning("%s", error)
+        return []
+
+
+def stages_of(project: Project) -> Iterator[Stage]:
+    for name in STAGES:
+        for lap in laps(project.root, name):
+            yield load_project(project.root, lap).stage(name)
+
+
+def fingerprint(name: StageName, of: Callable[[Stage], Any]) -> str:
+    """Changes when `of` changes for that stage of any project. ComfyUI does not tell which project a linked socket will bring."""
+    return value_key([[stage.project.folder_name, stage.project.version, of(stage)] for stage in stages(name)])
+
+
+class Reporter:
+    """Progress on the node: bar, preview, and a line with pace and time left. Raises when the person cancels."""
+
+    def __init__(self, node_id: str | None, what: str) -> None:
+        self.node_id, self.what = node_id, what
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        now = time.monotonic()
+        if now - self._last < 1 / REPORTS_PER_S and progress.done < progress.total:
+            return
+        self._last = now
+        self._bar = self._bar or comfy.utils.ProgressBar(progress.total, self.node_id)
+        preview = ("JPEG", progress.preview, 512) if progress.preview else None
+        self._bar.update_absolute(progress.done, progress.total, preview)
+        if self.node_id:
+            PromptServer.instance.send_progress_text(self._line(progress), self.node_id)
+
+    def count(self, done: int, total: int) -> None:
+        """For work that is only counted."""
+        self(Progress(done, total, done, None))
+
+    def _line(self, progress: Progress) -> str:
+        left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None and progress.done < progress.total else ""
+        return f"{self.what}: {int(progress.done)} of {progress.total}{left}"
+
+
+def duration(seconds: float) -> str:
+    """1 h 5 min, 3 min 20 s, 12 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def broadcast(event: str, data: dict[str, Any]) -> None:
+    """Tell every open tab, also those that did not queue the graph."""
+    PromptServer.instance.send_sync(event, data)
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    """(1, H, W, 3) float32 in 0..1, ComfyUI's IMAGE."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)[None]
+
+
+def pictures(images: torch.Tensor) -> list[Image.Image]:
+    """The pictures of an IMAGE batch (B, H, W, C) in 0..1; an alpha channel is dropped."""
+    return [Image.fromarray((picture[..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()) for picture in images]
+
+
+def shown(text: str, image: torch.Tensor | None = None, cls: Any = None) -> dict[str, list[Any]]:
+    """What a node shows of its result: a text, and a picture below it."""
+    preview = ui.PreviewImage(image, cls=cls).as_dict() if image is not None else {}
+    return {**preview, "text": [text]}

@@ -1,0 +1,59 @@
+"""Widgets from the fields of a dataclass: an editor's options are written once, as fields with help and bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args, get_type_hints
+
+from comfy_api.latest import io
+
+from . import sockets
+
+
+def widgets(options: type) -> list[io.Input]:
+    """One widget per field. `metadata` holds help (the tooltip), min, max and step.
+
+    Raises:
+        TypeError: a field's type has no widget, or a field has no help.
+    """
+    hints = get_type_hints(options)
+    return [_widget(field, hints[field.name]) for field in dataclasses.fields(options) if field.init]
+
+
+def editor_node(editor: type, *, node_id: str, display_name: str) -> type[io.ComfyNode]:
+    """The node of an editor: its options as widgets, the editor as output."""
+
+    class EditorNode(io.ComfyNode):
+        @classmethod
+        def define_schema(cls) -> io.Schema:
+            return io.Schema(
+                node_id=node_id,
+                display_name=display_name,
+                category="FLENwheel/editors",
+                description=editor.__doc__ or "",
+                inputs=widgets(editor),
+                outputs=[sockets.EDITOR.Output("editor", tooltip="Connect to Enrich Dataset.")],
+            )
+
+        @classmethod
+        def execute(cls, **options: Any) -> io.NodeOutput:
+            return io.NodeOutput(editor(**options))
+
+    EditorNode.__name__ = EditorNode.__qualname__ = editor.__name__ + "Node"
+    return EditorNode
+
+
+def _widget(field: dataclasses.Field[Any], hint: Any) -> io.Input:
+    bounds: dict[str, Any] = {name: field.metadata[name] for name in ("min", "max", "step") if name in field.metadata}
+    common: dict[str, Any] = {"default": field.default, "tooltip": field.metadata["help"]}
+    if hint is bool:
+        return io.Boolean.Input(field.name, **common)
+    if hint is int:
+        return io.Int.Input(field.name, **common, **bounds)
+    if hint is float:
+        return io.Float.Input(field.name, **common, **{"step": 0.01, **bounds})
+    if hint is str:
+        return io.String.Input(field.name, **common, multiline=field.metadata.get("multiline", False))
+    if choices := get_args(hint):
+        return io.Combo.Input(field.name, options=list(choices), **common)
+    raise TypeError(f"{field.name}: there is no widget for {hint}")

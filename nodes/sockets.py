@@ -1,0 +1,25 @@
+"""The types that travel between our nodes: small frozen values, never pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..flywheel.faces import Embedder
+from ..flywheel.identity import ReferenceSet
+
+PROJECT = io.Custom("FLEN_PROJECT")  # flywheel.project.Project
+DATASET = io.Custom("FLEN_DATASET")  # flywheel.dataset.Dataset
+PROMPTS = io.Custom("FLEN_PROMPTS")  # flywheel.prompts.PromptSet
+EDITOR = io.Custom("FLEN_EDITOR")  # flywheel.editors.Editor
+REFERENCES = io.Custom("FLEN_REFERENCES")  # References, below
+SCORES = io.Custom("FLEN_SCORES")  # flywheel.identity.Scores
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """A reference set with the engine that measured it: one is no use without the other."""
+
+    faces: ReferenceSet
+    embedder: Embedder
