@@ -51,7 +51,7 @@ class Waiting:
     def session(self) -> Iterator[Edit]:
         yield self.edit
 
-    def edit(self, request: EditRequest, tick: Tick) -> Rendered:
+    def edit(self, request: EditRequest, _: Tick) -> Rendered:
         began = time.perf_counter()
         time.sleep(self.seconds)
         image = Image.fromarray(np.roll(self.picture, request.seed, axis=(0, 1)))

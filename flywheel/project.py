@@ -162,9 +162,9 @@ def laps(root: Path, stage: StageName) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def projects(home: Path) -> list[Project]:
-    """Every project below `home`, by folder name."""
-    return [load_project(root) for root in _folders(home) if _read(root)]
+def project_roots(home: Path) -> list[Path]:
+    """The folder of every project below `home`, by name; what is in it may still be unreadable."""
+    return [root for root in _folders(home) if (root / "project.json").is_file()]
 
 
 def _folders(home: Path) -> list[Path]:

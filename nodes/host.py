@@ -19,7 +19,7 @@ from server import PromptServer
 
 from ..flywheel.errors import FlywheelError
 from ..flywheel.images import value_key
-from ..flywheel.project import STAGES, Project, Stage, StageName, laps, load_project, projects
+from ..flywheel.project import STAGES, Project, Stage, StageName, laps, load_project, project_roots
 from ..flywheel.render import Progress
 
 log = logging.getLogger("flenwheel")
@@ -48,18 +48,21 @@ def folder(text: str) -> Path:
 
 
 def stages(name: StageName) -> Iterator[Stage]:
-    """This stage of every lap of every project here. Projects that cannot be read are left to the node that opens them."""
+    """This stage of every lap of every project here."""
     for project in readable_projects():
         for lap in laps(project.root, name):
             yield load_project(project.root, lap).stage(name)
 
 
 def readable_projects() -> list[Project]:
-    try:
-        return projects(home())
-    except FlywheelError as error:
-        log.warning("%s", error)
-        return []
+    """Every project that can be opened; the others are named in the log, and by the node that opens them."""
+    found: list[Project] = []
+    for root in project_roots(home()):
+        try:
+            found.append(load_project(root))
+        except FlywheelError as error:
+            log.warning("%s", error)
+    return found
 
 
 def stages_of(project: Project) -> Iterator[Stage]:

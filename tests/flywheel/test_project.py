@@ -2,7 +2,7 @@ import json
 
 import pytest
 from comfyui_flenwheel.flywheel.errors import ProjectError
-from comfyui_flenwheel.flywheel.project import is_folder_name, laps, load_project, open_project, projects
+from comfyui_flenwheel.flywheel.project import is_folder_name, laps, load_project, open_project, project_roots
 
 
 def opened(home, name="Anna", token="ohwx_char", noun="person", lap=1):
@@ -103,5 +103,5 @@ def test_projects_and_laps_are_found(tmp_path):
     for project in (first, second):
         project.stage("enriched").folder.mkdir(parents=True)
     (tmp_path / "not a project").mkdir()
-    assert [project.name for project in projects(tmp_path)] == ["Anna", "Ben"]
+    assert [root.name for root in project_roots(tmp_path)] == ["Anna", "Ben"]
     assert laps(second.root, "enriched") == [2] and laps(first.root, "synthetic") == []

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,7 +94,7 @@ def test_an_editor_that_keeps_failing_is_stopped(orders, shelf):
     def fail(request):
         raise EditorError("no weights")
 
-    with pytest.raises(EditorError, match="5 times in a row.*no weights"):
+    with pytest.raises(EditorError, match=r"5 times in a row.*no weights"):
         render(orders, Stamp(before=fail), shelf)
 
 
@@ -130,30 +132,31 @@ def test_a_full_disk_is_said_so_and_leaves_no_half_image(orders, shelf, monkeypa
     assert render(orders, Stamp(), Shelf(shelf.stage)).made == 4
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere; run as a normal user to check a read-only folder"
-)
-def test_a_read_only_folder_is_said_so(orders, shelf):
-    shelf.stage.folder.mkdir(parents=True)
-    shelf.stage.folder.chmod(0o500)
-    with pytest.raises(StorageError, match="no permission"):
-        render(orders, Stamp(), shelf)
+@contextmanager
+def mounted(folder, options):
+    """A small file system of its own, where this process may mount one."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root; test_a_full_disk_is_said_so stands in")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_real_full_disk(orders, project, tmp_path):
-    """On a file system of 200 kB of its own, where this process may mount one."""
-    small = tmp_path / "small"
-    small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        stage = type(project)(small, "Anna", "ohwx_char", "person").stage("enriched")
-        large = [Order(EditRequest("a", order.request.controls, order.request.seed, 256, 256), order.name, order.facts) for order in orders]
+    with mounted(tmp_path / "small", "size=200k"):
+        stage = replace(project, root=tmp_path / "small").stage("enriched")
+        large = [Order(replace(order.request, width=256, height=256), order.name, order.facts) for order in orders]
         with pytest.raises(StorageError, match="disk is full"):
             render(large, Stamp(strength=0.1), Shelf(stage))
-        assert all(images.open_image(path) for path in Shelf(stage).files.values()) and not list(small.rglob("*.part"))
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+        assert all(images.open_image(path) for path in Shelf(stage).files.values())
+        assert not list((tmp_path / "small").rglob("*.part"))
+
+
+def test_a_real_read_only_disk(orders, project, tmp_path):
+    with mounted(tmp_path / "fixed", "ro"), pytest.raises(StorageError, match=r"no permission.*writable"):
+        render(orders, Stamp(), Shelf(replace(project, root=tmp_path / "fixed").stage("enriched")))
 
 
 def test_progress_counts_saved_images_and_gives_a_time(orders, shelf):
