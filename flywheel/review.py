@@ -114,13 +114,14 @@ def follow(stage: Stage) -> Shelf:
 
 
 def revision(stage: Stage) -> str:
-    """Changes when a verdict does, by whatever way it came; reads only, and is the same before and after `follow`."""
+    """Changes when a verdict does, by whatever way it came; empty while there is none. Reads only, and is the same before and after `follow`."""
     shelf = Shelf(stage)
     decided = labels(stage.project)
     effective = {key: event.label for key, event in decided.items()}
     for request_key, folder in _sorted_by_hand(shelf, decided, _placements(stage)):
         effective[shelf.lineages[request_key].image_key] = LABEL_OF[folder]
-    return value_key(sorted((key, label) for key, label in effective.items() if label))
+    in_force = sorted((key, label) for key, label in effective.items() if label)
+    return value_key(in_force) if in_force else ""
 
 
 def verdicts(dataset: Dataset) -> Verdicts:

@@ -72,8 +72,12 @@ def stages_of(project: Project) -> Iterator[Stage]:
 
 
 def fingerprint(name: StageName, of: Callable[[Stage], Any]) -> str:
-    """Changes when `of` changes for that stage of any project. ComfyUI does not tell which project a linked socket will bring."""
-    return value_key([[stage.project.folder_name, stage.project.version, of(stage)] for stage in stages(name)])
+    """Changes when `of` changes for that stage of any project: ComfyUI does not tell which project a linked socket will bring.
+
+    Stages for which `of` has nothing to say do not count, so that a stage which a node makes itself does not make that node run again.
+    """
+    told = ([stage.project.folder_name, stage.project.version, of(stage)] for stage in stages(name))
+    return value_key([entry for entry in told if entry[2]])
 
 
 class Reporter:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ if PACK not in sys.modules:
     sys.modules[PACK] = module
     spec.loader.exec_module(module)
 
+from comfyui_flenwheel.nodes.launch import Server  # noqa: E402 - only now has the pack its name
+
 
 @pytest.fixture(scope="session")
 def photos() -> Path:
@@ -25,3 +28,19 @@ def photos() -> Path:
     if not folder:
         pytest.skip("FLEN_PHOTOS names no folder with the demo portraits; `python flen.py test` fetches them")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The real ComfyUI that set-up has fetched."""
+    folder = os.environ.get("FLEN_COMFYUI")
+    if not folder:
+        pytest.skip("FLEN_COMFYUI names no ComfyUI; `python flen.py test` fetches one")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One ComfyUI for all tests that do not kill it."""
+    with Server(comfyui, Path(sys.executable), tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
