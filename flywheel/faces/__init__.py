@@ -1,0 +1,96 @@
+"""What a face is and who finds faces. One file per embedder; EMBEDDERS names them without importing them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..errors import IdentityError
+
+FoundBy = Literal["hog", "cnn"]
+
+MIN_WIDTH_PX = 40  # narrower faces lose what tells people apart
+MIN_SHARPNESS = 20.0  # flags 95 % of faces blurred by 2 % of their width and none of 39 sharp ones
+PROMINENT = 0.4  # of the widest face: narrower ones are background
+
+EMBEDDERS = {"dlib": "dlib_resnet"}  # name: module of this package with a function `load() -> Embedder`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Face:
+    """One face of an image, measured on its chip: the face cut out, turned upright and scaled to 150 px.
+
+    `box`: left, top, right, bottom in px of the full image; may reach over its edge. `found_by`: the CNN is asked only where HOG sees
+    nothing, so "cnn" means a profile, something over the eyes or hard light. `embedding`: (128,) float32, not of unit length. `yaw`:
+    coarse, -1 turned to the viewer's left … 1 to the viewer's right; None where the landmarks cannot say. `smiling`: a guess; None likewise.
+    `sharpness`: normalised Laplacian variance. `luma`: median, 0 … 255. `clipped_low`, `clipped_high`: share of black and white pixels.
+    """
+
+    box: tuple[int, int, int, int]
+    found_by: FoundBy
+    confidence: float
+    embedding: np.ndarray
+    yaw: float | None
+    smiling: bool | None
+    sharpness: float
+    luma: float
+    clipped_low: float
+    clipped_high: float
+
+    @property
+    def width(self) -> int:
+        return self.box[2] - self.box[0]
+
+    @property
+    def doubt(self) -> str:
+        """Why this face cannot prove who it is; empty when it can."""
+        if self.found_by == "cnn":
+            return "the face is turned away, covered or in hard light"
+        if self.width < MIN_WIDTH_PX:
+            return f"the face is only {self.width} px wide (at least {MIN_WIDTH_PX} are needed)"
+        if self.sharpness < MIN_SHARPNESS:
+            return f"the face is blurred (sharpness {self.sharpness:.0f}, at least {MIN_SHARPNESS:.0f} is needed)"
+        return ""
+
+
+class Embedder(Protocol):
+    """Finds faces and turns each into numbers that lie close for one person and far apart for two. Safe to call from several threads."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fingerprint(self) -> str:
+        """Everything that can change a number: what was measured under another fingerprint is never compared."""
+        ...
+
+    def faces(self, image: Image.Image) -> tuple[Face, ...]:
+        """Faces of an upright RGB image, widest first.
+
+        Raises:
+            IdentityError: the engine failed on this image.
+        """
+        ...
+
+
+def prominent(faces: Iterable[Face]) -> tuple[Face, ...]:
+    """The faces a picture is about: at least 40 % as wide as the widest, widest first."""
+    found = sorted(faces, key=lambda face: -face.width)
+    return tuple(face for face in found if face.width >= PROMINENT * found[0].width)
+
+
+@cache
+def embedder(name: str = "dlib") -> Embedder:
+    """The embedder of this name, loaded once per process.
+
+    Raises:
+        IdentityError: something it needs is missing; the text says what to install.
+    """
+    if name not in EMBEDDERS:
+        raise IdentityError(f"There is no face engine {name!r}. Choose one of these: {', '.join(EMBEDDERS)}.")
+    return importlib.import_module(f".{EMBEDDERS[name]}", __name__).load()

