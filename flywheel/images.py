@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, Unidentifi
 from .errors import ImageError, StorageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"})
-MAX_PIXELS = 200_000_000  # 14,000 px square: more is a bomb or a scan nobody trains on
+MAX_PIXELS = 175_000_000  # 13,000 px square: more is a bomb or a scan nobody trains on; Pillow refuses from 179 million
 ALPHA_BACKGROUND = (127, 127, 127)
 EXIF_ORIENTATION = 0x0112
 KEY_LENGTH = 16
@@ -84,7 +84,9 @@ def open_image(path: Path, *, at_least: int = 0, content: bytes | None = None) -
         raise ImageError(f"{path.name} cannot be read: no permission.") from error
     except UnidentifiedImageError as error:
         raise ImageError(_not_an_image(path)) from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path.name} has more than {MAX_PIXELS:,} pixels. Scale it down first.") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{path.name} is damaged and cannot be read completely ({error}). Copy it again from where it came.") from error
 
 
@@ -106,9 +108,10 @@ def _decode(path: Path, at_least: int, content: bytes | None) -> OpenedImage:
             treatments.append(f"first of {getattr(opened, 'n_frames', 1)} frames taken")
         if at_least:
             opened.draft("RGB" if opened.mode != "L" else "L", (at_least, at_least))
-        opened.load()
+        turned = opened.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
+        opened.load()  # rotates a TIFF, but no other format
         image: Image.Image = opened
-        if opened.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1):
+        if turned:
             image = ImageOps.exif_transpose(opened)
             treatments.append("rotated as its EXIF says")
         image = _to_srgb(image, opened.info.get("icc_profile"), treatments)
@@ -124,7 +127,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, treatments: list[str]) -
         if "srgb" in name.lower():
             return image
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except ImageCms.PyCMSError:
+    except (ImageCms.PyCMSError, OSError):
         treatments.append("colour profile unreadable, colours taken as they are")
         return image
     treatments.append(f"colours converted from {name} to sRGB")
