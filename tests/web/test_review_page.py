@@ -1,0 +1,265 @@
+"""The review page in a real browser on the real server. What counts is what is on disk afterwards."""
+
+import io
+import json
+import urllib.request
+
+import pytest
+from comfyui_flenwheel.flywheel import review
+from PIL import Image, ImageStat
+
+pytestmark = [pytest.mark.browser, pytest.mark.comfy]
+
+LABEL = {"1": "good", "g": "good", "2": "needs_correction", "c": "needs_correction", "3": "reject", "x": "reject"}
+
+
+def shown(tab):
+    """Wait until the grid is drawn and has the focus."""
+    tab.wait_for_selector(".card")
+    tab.wait_for_function("document.activeElement.id === 'grid'")
+    return tab
+
+
+def press(tab, keys):
+    for key in keys:
+        tab.keyboard.press(key)
+
+
+def all_saved(tab):
+    tab.wait_for_selector("header .saving[data-state=saved]")
+
+
+def text(tab, selector):
+    return tab.text_content(selector).strip()
+
+
+def test_twelve_are_labelled_with_the_keyboard_alone(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    assert tab.is_disabled("#continue")
+    keys = "123gcx321xcg"
+    press(tab, keys)
+    all_saved(tab)
+    assert reviewed.labels() == [LABEL[key] for key in keys]
+    assert text(tab, "#decided") == "All 12 decided"
+    assert tab.is_enabled("#continue")
+
+
+def test_arrows_move_and_never_decide(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, ["ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "End", "Home", "ArrowRight"])
+    assert tab.get_attribute("#grid", "aria-activedescendant") == f"candidate-{reviewed.keys[1]}"
+    assert text(tab, "#decided") == "0 of 12 decided"
+    press(tab, "1")
+    all_saved(tab)
+    assert reviewed.labels()[:3] == [None, "good", None]
+
+
+def test_undo_goes_back_step_by_step_and_is_written_down(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, "13")
+    press(tab, ["u", "Control+z", "u"])
+    all_saved(tab)
+    assert reviewed.labels() == [None] * 12
+    assert [event.label for event in review.history(reviewed.project, reviewed.keys[1])] == ["reject", None]
+    assert tab.get_attribute("#grid", "aria-activedescendant") == f"candidate-{reviewed.keys[0]}"
+    assert tab.is_disabled("#undo")
+
+
+def test_reasons_and_a_note_without_the_mouse(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, ["x", "r", "1", "6", "1", "Enter", "ArrowLeft", "n"])
+    tab.keyboard.type("the left hand has 3 thumbs")
+    press(tab, ["Escape", "Escape"])
+    all_saved(tab)
+    stored = review.labels(reviewed.project)[reviewed.keys[0]]
+    assert (stored.label, stored.reasons, stored.note) == ("reject", ("artefact",), "the left hand has 3 thumbs")
+    assert sum(label is not None for label in reviewed.labels()) == 1
+
+
+def test_the_large_view_labels_and_moves_on(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, ["Space", "1", "2"])
+    assert text(tab, "#viewer-place") == "3 of 12"
+    tab.wait_for_function(
+        "document.querySelector('#picture').naturalWidth === 192 && document.querySelector('#source').naturalWidth === 192"
+    )
+    press(tab, ["Escape"])
+    tab.wait_for_selector("#viewer", state="hidden")
+    all_saved(tab)
+    assert reviewed.labels()[:3] == ["good", "needs_correction", None]
+
+
+def test_a_reload_keeps_every_verdict_and_shows_what_is_left(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, "1231")
+    all_saved(tab)
+    tab.reload()
+    shown(tab)
+    assert text(tab, "#decided") == "4 of 12 decided"
+    assert tab.locator(".card").count() == 8
+    assert tab.get_attribute("#grid", "aria-activedescendant") == f"candidate-{reviewed.keys[4]}"
+
+
+@pytest.mark.parametrize("goes", ["stays", "reloads", "is closed"])
+def test_nothing_is_lost_while_the_server_is_away(reviewed, new_tab, goes):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, "12")
+    all_saved(tab)
+    tab.context.route("**/labels", lambda route: route.abort())
+    press(tab, "3112")
+    tab.wait_for_selector("header .saving[data-state=away]")
+    assert "does not answer" in text(tab, "#trouble-text")
+    press(tab, "33")
+    if goes == "reloads":
+        tab.on("dialog", lambda dialog: dialog.accept())
+        tab.reload()
+    elif goes == "is closed":
+        tab.close()
+        tab = new_tab(reviewed.address)
+    tab.wait_for_function("document.querySelector('#decided').textContent === '8 of 12 decided'")
+    assert reviewed.labels()[2:] == [None] * 10
+    tab.context.unroute("**/labels")
+    all_saved(tab)
+    assert reviewed.labels() == ["good", "needs_correction", "reject", "good", "good", "needs_correction", "reject", "reject"] + [None] * 4
+    assert tab.evaluate("Object.keys(localStorage).filter((name) => name.includes('outbox'))") == []
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_the_server_is_killed_in_a_burst(mortal, new_tab):
+    server, reviewed = mortal
+    tab = shown(new_tab(reviewed.address))
+    keys = "1231231231" * 4
+    press(tab, keys[:25])
+    server.kill()
+    press(tab, keys[25:])
+    tab.wait_for_selector("header .saving[data-state=away]")
+    assert text(tab, "#decided") == "All 40 decided"
+    assert tab.is_disabled("#continue")
+    server.start()
+    all_saved(tab)
+    assert reviewed.labels() == [LABEL[key] for key in keys]
+
+
+def test_an_answer_that_got_lost_loses_no_verdict(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    answers = []
+
+    def swallow_the_first(route):
+        answers.append(route.fetch())
+        route.abort() if len(answers) == 1 else route.fulfill(response=answers[-1])
+
+    tab.context.route("**/labels", swallow_the_first)
+    press(tab, "13")
+    tab.wait_for_function("document.querySelector('#decided').textContent === '2 of 12 decided'")
+    all_saved(tab)
+    assert len(answers) >= 2
+    assert reviewed.labels()[:3] == ["good", "reject", None]
+
+
+def test_two_tabs_and_a_script_see_the_same(reviewed, new_tab):
+    one, two = shown(new_tab(reviewed.address)), shown(new_tab(reviewed.address, visitor="two"))
+    press(one, "11")
+    two.wait_for_function("document.querySelector('#decided').textContent === '2 of 12 decided'")
+    press(two, ["End", "3"])
+    one.wait_for_function("document.querySelector('#decided').textContent === '3 of 12 decided'")
+    event = {"key": reviewed.keys[5], "label": "needs_correction", "reasons": ["hands"], "note": ""}
+    post(reviewed, {"reviewer": "script", "events": [event]})
+    for tab in (one, two):
+        tab.wait_for_function("document.querySelector('#decided').textContent === '4 of 12 decided'")
+    assert reviewed.labels() == ["good", "good", None, None, None, "needs_correction", None, None, None, None, None, "reject"]
+
+
+def post(reviewed, body):
+    address = reviewed.address.partition("?")[0] + f"/{reviewed.project.folder_name}/enriched/v1/labels"
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def test_a_refused_verdict_is_told_and_holds_up_no_other(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    reviewed.candidates.path(reviewed.candidates.images[1]).unlink()
+    press(tab, "131")
+    all_saved(tab)
+    tab.wait_for_selector("#trouble:not([hidden])")
+    assert "not accepted" in text(tab, "#trouble-text")
+    assert reviewed.labels()[:3] == ["good", None, "good"]
+
+
+def test_a_phone_has_everything_within_390_pixels(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address, viewport={"width": 390, "height": 844}, has_touch=True))
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert tab.get_attribute("#grid", "aria-colcount") == "2"
+    tab.tap(".card >> nth=0")
+    tab.tap(".verdict.reject")
+    tab.tap(".verdict.good")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    tab.tap("#viewer-close")
+    all_saved(tab)
+    assert reviewed.labels()[:3] == ["reject", "good", None]
+
+
+def test_it_follows_the_dark_and_light_of_the_system(reviewed, new_tab):
+    def brightness(scheme):
+        tab = shown(new_tab(reviewed.address, visitor=scheme, color_scheme=scheme))
+        return ImageStat.Stat(Image.open(io.BytesIO(tab.screenshot())).convert("L")).mean[0]
+
+    assert brightness("dark") < 100 < 150 < brightness("light")
+
+
+def test_filters_count_and_the_view_holds_still_while_deciding(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, "1")
+    assert tab.locator(".card").count() == 12
+    tab.click("#hide-decided")
+    assert tab.locator(".card").count() == 11
+    tab.click("#filters [data-filter=good]")
+    assert tab.locator(".card").count() == 1
+    assert text(tab, "#filters [data-filter=good] span") == "1"
+
+
+def test_the_keys_stay_with_the_images_after_a_click(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    tab.click("#filters [data-filter=all]")
+    tab.select_option("#order", "similarity")
+    press(tab, ["1", "Space"])
+    tab.wait_for_selector("#viewer:not([hidden])")
+    tab.click(".verdict.reject")
+    press(tab, ["Space"])
+    tab.wait_for_selector("#viewer", state="hidden")
+    all_saved(tab)
+    assert reviewed.labels()[:3] == ["good", "reject", None]
+
+
+def test_the_help_shows_every_key_and_lets_no_verdict_through(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, ["?", "1", "x"])
+    assert tab.locator("#help dt kbd").count() >= 15
+    press(tab, ["Escape"])
+    tab.wait_for_selector("#help", state="hidden")
+    press(tab, ["2"])
+    all_saved(tab)
+    assert reviewed.labels()[:2] == ["needs_correction", None]
+
+
+def test_the_list_of_projects_leads_to_what_waits(reviewed, new_tab):
+    tab = new_tab(reviewed.address.partition("?")[0])
+    tab.wait_for_selector(".project")
+    assert not tab.is_visible("#room")
+    tab.click(f".project:has(h2:text-is('{reviewed.project.name}')) a")
+    assert text(shown(tab), "#project-name") == reviewed.project.name
+
+
+def test_an_unknown_project_is_said_in_words(server, new_tab):
+    tab = new_tab(f"{server.address}/flenwheel/review?project=nobody&stage=enriched&version=v1")
+    tab.wait_for_selector("#trouble:not([hidden])")
+    assert "nobody" in text(tab, "#trouble-text")
+
+
+def test_continue_says_what_stands_in_its_way(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, "1" * 12)
+    all_saved(tab)
+    tab.click("#continue")  # this project's candidates came from no graph
+    tab.wait_for_selector("#trouble:not([hidden])")
+    assert "run the graph" in text(tab, "#trouble-text").lower()
