@@ -1,0 +1,67 @@
+"""The bundled graphs: the form people open and the form scripts queue say the same, and ComfyUI accepts both."""
+
+import json
+
+import pytest
+
+from . import comfy
+
+pytestmark = pytest.mark.comfy
+BUNDLED = sorted(path.stem for path in comfy.WORKFLOWS.glob("*.json"))
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def as_api(workflow, nodes):
+    """The API form of a graph as the canvas saves it."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        declared = {**nodes[node["type"]]["input"].get("required", {}), **nodes[node["type"]]["input"].get("optional", {})}
+        names = [name for name, (kind, *_) in declared.items() if isinstance(kind, list) or kind in WIDGETS]
+        values = dict(zip(names, node["widgets_values"], strict=True))
+        values |= {socket["name"]: links[socket["link"]] for socket in node["inputs"] if socket["link"]}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values, "_meta": {"title": node["title"]}}
+    return prompt
+
+
+@pytest.fixture(scope="module")
+def nodes(server):
+    return comfy.call(server.address, "/object_info")[1]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_both_forms_of_a_graph_are_one(name, nodes):
+    workflow = json.loads((comfy.WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    assert as_api(workflow, nodes) == json.loads((comfy.WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_nodes_do_not_overlap_and_lie_inside_a_group(name):
+    workflow = json.loads((comfy.WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    boxes = {node["id"]: (*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1]) for node in workflow["nodes"]}
+    overlaps = [
+        (one, other) for one, a in boxes.items() for other, b in boxes.items() if one < other and a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    ]
+    groups = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
+    outside = [
+        node["id"]
+        for node in workflow["nodes"]
+        if node["type"] != "MarkdownNote"
+        and not any(g[0] <= boxes[node["id"]][0] and g[1] <= boxes[node["id"]][1] and boxes[node["id"]][2] <= g[2] and boxes[node["id"]][3] <= g[3] for g in groups)
+    ]
+    assert overlaps == [] and outside == []
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_template_browser_offers_the_graph_with_a_picture(name, server):
+    offered = comfy.call(server.address, "/workflow_templates")[1]
+    assert name in offered["ComfyUI-FLENwheel"]
+    status, served = comfy.call(server.address, f"/api/workflow_templates/ComfyUI-FLENwheel/{name}.json")
+    assert status == 200 and served["nodes"]
+    assert comfy.call(server.address, f"/api/workflow_templates/ComfyUI-FLENwheel/{name}.jpg")[0] == 200
+
+
+def test_every_api_graph_has_a_form_that_people_can_open():
+    assert BUNDLED == sorted(path.stem for path in (comfy.WORKFLOWS / "api").glob("*.json"))
