@@ -253,11 +253,21 @@ def _unreadable(key: str, references: ReferenceSet, problem: str) -> IdentitySco
 
 def _store(project: Project, scores: Iterable[IdentityScore]) -> None:
     rows = [
-        (score.image_key, score.reference, score.embedder, score.state, score.similarity, score.distance, score.faces, score.matched)
+        (
+            score.image_key,
+            score.reference,
+            score.embedder,
+            score.state,
+            score.similarity,
+            score.distance,
+            score.faces,
+            score.matched,
+            score.note,
+        )
         for score in scores
     ]
     with connect(project.database) as db:
-        db.executemany("INSERT OR REPLACE INTO identity_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        db.executemany("INSERT OR REPLACE INTO identity_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _named(dataset: Dataset, names: Sequence[str]) -> list[ImageRecord]:

@@ -34,7 +34,10 @@ _locks_guard = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class LabelEvent:
-    """One decision about one image; `label` None withdraws the one before. `at` is UTC, ISO 8601."""
+    """One decision about one image; `label` None withdraws the one before. `at` is UTC, ISO 8601.
+
+    `event_id` is chosen by whoever decides: an event that is sent again, because its answer was lost, is then recorded once.
+    """
 
     image_key: str
     label: Label | None
@@ -43,6 +46,7 @@ class LabelEvent:
     reviewer: str = ""
     origin: Origin = "person"
     at: str = ""
+    event_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,14 @@ def record(project: Project, events: Sequence[LabelEvent]) -> int:
     """Append verdicts; all of them are on disk when this returns. Answers the id of the last one."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     rows = [
-        (event.image_key, event.label, json.dumps(event.reasons), event.note, event.at or now, event.reviewer, event.origin)
+        (event.event_id, event.image_key, event.label, json.dumps(event.reasons), event.note, event.at or now, event.reviewer, event.origin)
         for event in events
     ]
     with connect(project.database) as db:
         db.executemany(
-            "INSERT INTO label_events (image_key, label, reasons, note, at, reviewer, origin) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+            "INSERT INTO label_events (event_id, image_key, label, reasons, note, at, reviewer, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (event_id) DO NOTHING",
+            rows,
         )
         return db.execute("SELECT COALESCE(MAX(id), 0) FROM label_events").fetchone()[0]
 
@@ -227,6 +233,7 @@ def _event(row: Mapping[str, str]) -> LabelEvent:
         row["reviewer"],
         row["origin"],  # type: ignore[arg-type]
         row["at"],
+        row["event_id"],
     )
 
 

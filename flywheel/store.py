@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import StorageError
+from .images import storage_error
+
 BUSY_TIMEOUT_S = 10.0
 
 
 def _m001_label_events(db: sqlite3.Connection) -> None:
     db.execute(
-        "CREATE TABLE label_events (id INTEGER PRIMARY KEY, image_key TEXT NOT NULL, label TEXT, reasons TEXT NOT NULL, note TEXT NOT NULL,"
+        "CREATE TABLE label_events (id INTEGER PRIMARY KEY, event_id TEXT UNIQUE, image_key TEXT NOT NULL, label TEXT, reasons TEXT NOT NULL, note TEXT NOT NULL,"
         " at TEXT NOT NULL, reviewer TEXT NOT NULL, origin TEXT NOT NULL)"
     )
     db.execute("CREATE INDEX label_events_by_image ON label_events (image_key, id)")
@@ -37,7 +40,7 @@ def _m002_faces(db: sqlite3.Connection) -> None:
     )
     db.execute(
         "CREATE TABLE identity_scores (image_key TEXT NOT NULL, reference TEXT NOT NULL, embedder TEXT NOT NULL, state TEXT NOT NULL,"
-        " similarity REAL, distance REAL, faces INTEGER NOT NULL, matched TEXT, PRIMARY KEY (image_key, reference, embedder))"
+        " similarity REAL, distance REAL, faces INTEGER NOT NULL, matched TEXT, note TEXT NOT NULL, PRIMARY KEY (image_key, reference, embedder))"
     )
 
 
@@ -49,7 +52,29 @@ def connect(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a project's database, bring its schema up to date, commit on success, roll back on error.
 
     WAL with synchronous=FULL: a committed verdict survives a killed process and a power cut.
+
+    Raises:
+        StorageError: the disk refused, or the file is no database any more.
     """
+    try:
+        with _opened(path) as db:
+            yield db
+    except OSError as error:
+        raise storage_error(path, error) from error
+    except sqlite3.OperationalError as error:
+        raise StorageError(
+            f"{path} could not be used: {error}. Free space or make the folder writable; what was stored before is kept."
+        ) from error
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+            raise
+        raise StorageError(
+            f"{path} is damaged ({error}). Put it aside and restore a copy; the images and their folders are untouched."
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:

@@ -3,7 +3,7 @@
     GET  /flenwheel/projects
     GET  /flenwheel/review                                      the page
     GET  /flenwheel/review/{project}/{stage}/{version}          items, counts, revision
-    POST /flenwheel/review/{project}/{stage}/{version}/labels   {"reviewer": …, "origin": …, "events": [{"key", "label", "reasons", "note"}]}
+    POST /flenwheel/review/{project}/{stage}/{version}/labels   {"reviewer": …, "origin": …, "events": [{"id", "key", "label", "reasons", "note"}]}
     GET  /flenwheel/review/{project}/{stage}/{version}/history/{key}
     POST /flenwheel/review/{project}/{stage}/{version}/continue
     GET  /flenwheel/image/{project}/{stage}/{version}/{key}     ?size=thumb|full
@@ -30,14 +30,14 @@ from server import PromptServer
 
 from ..flywheel import identity, review
 from ..flywheel.candidates import Shelf
-from ..flywheel.errors import DatasetError, FlywheelError, ProjectError
+from ..flywheel.errors import DatasetError, FlywheelError, ProjectError, StorageError
 from ..flywheel.images import content_key, open_image, write_whole
 from ..flywheel.project import STAGES, Project, Stage, is_folder_name, load_project
 from . import host
 
 WEB = Path(__file__).parent.parent / "web"
 THUMB_PX = 384
-MAX_EVENTS = 5_000
+MAX_EVENTS, MAX_NOTE, MAX_NAME = 5_000, 2_000, 100
 IMMUTABLE = {"Cache-Control": "public, max-age=31536000, immutable"}
 FRESH = {"Cache-Control": "no-store"}
 REVIEWED = ("enriched", "synthetic")
@@ -94,6 +94,8 @@ def _guarded(handler: Handler) -> Handler:
             return await handler(request)
         except NotFound as error:
             return _problem(404, str(error))
+        except StorageError as error:
+            return _problem(507, str(error))  # not the sender's fault: the page keeps its verdicts and tries again
         except FlywheelError as error:
             return _problem(400, str(error))
 
@@ -207,6 +209,7 @@ def _item(
         "state": score.state if score else None,
         "similarity": score.similarity if score else None,
         "distance": score.distance if score else None,
+        "band": identity.band(score.similarity) if score and score.similarity is not None else None,
         "score_note": score.note if score else "",
     }
 
@@ -252,14 +255,24 @@ def _events(body: dict[str, Any]) -> list[review.LabelEvent]:
         raise DatasetError('The body must be {"reviewer": "…", "events": [{"key": "…", "label": "good", "reasons": [], "note": ""}, …]}.')
     if len(described) > MAX_EVENTS:
         raise DatasetError(f"{len(described)} verdicts at once are too many; send at most {MAX_EVENTS}.")
-    return [_event(event, reviewer[:100], origin) for event in described]
+    if len(reviewer) > MAX_NAME:
+        raise DatasetError(f"The reviewer's name is longer than {MAX_NAME} characters.")
+    return [_event(event, reviewer, origin) for event in described]
 
 
 def _event(described: dict[str, Any], reviewer: str, origin: Any) -> review.LabelEvent:
-    label, reasons, note = described.get("label"), described.get("reasons", []), described.get("note", "")
-    if not isinstance(reasons, list) or not isinstance(note, str) or not (label is None or isinstance(label, str)):
-        raise DatasetError(f"The verdict on {described['key']!r} needs a label or null, a list of reasons and a note.")
-    return review.LabelEvent(described["key"], label, tuple(map(str, reasons)), note[:2000], reviewer, origin)  # type: ignore[arg-type]
+    label, reasons, note, event_id = described.get("label"), described.get("reasons", []), described.get("note", ""), described.get("id")
+    if (
+        not isinstance(reasons, list)
+        or not isinstance(note, str)
+        or len(note) > MAX_NOTE
+        or not (label is None or isinstance(label, str))
+        or not (event_id is None or (isinstance(event_id, str) and 0 < len(event_id) <= MAX_NAME))
+    ):
+        raise DatasetError(
+            f"The verdict on {described['key']!r} needs a label or null, a list of reasons, a note of at most {MAX_NOTE} characters."
+        )
+    return review.LabelEvent(described["key"], label, tuple(map(str, reasons)), note, reviewer, origin, event_id=event_id)  # type: ignore[arg-type]
 
 
 async def _history(request: web.Request) -> web.Response:
@@ -298,10 +311,9 @@ async def _continue(request: web.Request) -> web.Response:
 
 async def _image(request: web.Request) -> web.StreamResponse:
     stage, key, size = _stage(request), request.match_info["key"], request.query.get("size", "full")
-    path = await asyncio.to_thread(_file, stage, key)
     if size != "thumb":
-        return web.FileResponse(path, headers=IMMUTABLE)
-    return web.Response(body=await asyncio.to_thread(_thumbnail, stage.project, path, key), content_type="image/webp", headers=IMMUTABLE)
+        return web.FileResponse(await asyncio.to_thread(_file, stage, key), headers=IMMUTABLE)
+    return web.Response(body=await asyncio.to_thread(_thumbnail, stage, key), content_type="image/webp", headers=IMMUTABLE)
 
 
 def _file(stage: Stage, key: str) -> Path:
@@ -318,10 +330,10 @@ def _file(stage: Stage, key: str) -> Path:
     return found
 
 
-def _thumbnail(project: Project, path: Path, key: str) -> bytes:
-    cached = project.cache / "thumbs" / f"{key}.webp"
-    if not cached.is_file():
-        picture = open_image(path, at_least=THUMB_PX).image
+def _thumbnail(stage: Stage, key: str) -> bytes:
+    cached = stage.project.cache / "thumbs" / f"{key}.webp"
+    if not re.fullmatch(r"[0-9a-f]{16}", key) or not cached.is_file():
+        picture = open_image(_file(stage, key), at_least=THUMB_PX).image
         picture.thumbnail((THUMB_PX, THUMB_PX))
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=82, method=2)

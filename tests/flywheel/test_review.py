@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from comfyui_flenwheel.flywheel import review
 from comfyui_flenwheel.flywheel.candidates import Shelf
-from comfyui_flenwheel.flywheel.errors import DatasetError
+from comfyui_flenwheel.flywheel.errors import DatasetError, StorageError
 from comfyui_flenwheel.flywheel.review import LabelEvent
 from comfyui_flenwheel.flywheel.store import connect
 
@@ -51,6 +51,22 @@ def test_verdicts_cannot_be_changed_or_deleted_even_in_sql(candidates):
     for statement in ("DELETE FROM label_events", "UPDATE label_events SET label = 'reject'"):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"), connect(candidates.project.database) as db:
             db.execute(statement)
+
+
+def test_a_full_disk_is_said_so_and_keeps_what_was_stored(candidates):
+    label(candidates, 0, "good")
+    with connect(candidates.project.database) as db:
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+    with pytest.raises(StorageError, match="full"), connect(candidates.project.database) as db:
+        db.execute(f"PRAGMA max_page_count = {pages}")
+        db.execute("INSERT INTO faces VALUES ('k', 'e', '[]', ?)", (b"x" * 100_000,))
+    assert len(review.labels(candidates.project)) == 1
+
+
+def test_a_damaged_database_is_named(candidates):
+    candidates.project.database.write_bytes(b"not a database, but long enough to look like a file " * 100)
+    with pytest.raises(StorageError, match=r"flenwheel\.db is damaged"):
+        review.labels(candidates.project)
 
 
 def test_a_renamed_file_keeps_its_verdict_and_follows_the_next(candidates):

@@ -54,12 +54,22 @@ def test_a_folder_full_of_trouble_is_told_in_full(server, album):
     outcome = comfy.run(server.address, curate_only("trouble", album))
     assert outcome.status == "success", outcome.error
     text = outcome.text("2")
-    for name in ("truncated.jpg", "empty.jpg", "not an image.jpg", "notes.txt", "sixteen.png", "cmyk.jpg", "palette.png", "alpha.png", "rotated.jpg"):
+    for name in (
+        "truncated.jpg",
+        "empty.jpg",
+        "not an image.jpg",
+        "notes.txt",
+        "sixteen.png",
+        "cmyk.jpg",
+        "palette.png",
+        "alpha.png",
+        "rotated.jpg",
+    ):
         assert name in text, name
     for word in ("0 bytes", "damaged", "not an image", "16-bit", "CMYK", "palette", "transparency", "EXIF"):
         assert word in text, word
     assert "no face.png" in text and "two faces.png" in text and ("twin.jpg" in text or "TWIN.JPG" in text)
-    assert sorted(path.name for path in album.iterdir() if path.name == "truncated.jpg"), "originals stay"
+    assert (album / "truncated.jpg").is_file(), "originals stay"
 
 
 @pytest.mark.faces
@@ -84,14 +94,22 @@ def test_strict_refuses_and_names_every_file_at_once(server, album):
 )
 @pytest.mark.faces
 def test_a_wrong_widget_is_an_error_in_words(server, photos, inputs, told):
-    prompt = comfy.first_lap(**{"Project__name": "wrong", "Curate_Source__folder": str(photos), "Enrich_Dataset__limit": 1, "Enrich_Dataset__megapixels": 0.1, **inputs})
+    prompt = comfy.first_lap(
+        **{
+            "Project__name": "wrong",
+            "Curate_Source__folder": str(photos),
+            "Enrich_Dataset__limit": 1,
+            "Enrich_Dataset__megapixels": 0.1,
+            **inputs,
+        }
+    )
     outcome = comfy.run(server.address, prompt)
     assert outcome.status == "error" and told in outcome.error, outcome.error
 
 
 def test_an_empty_folder_is_an_error(server, tmp_path):
     outcome = comfy.run(server.address, curate_only("nothing", tmp_path))
-    assert outcome.status == "error" and str(tmp_path.name) in outcome.error or "photo" in outcome.error
+    assert outcome.status == "error" and "photo" in outcome.error
 
 
 @pytest.mark.faces
@@ -100,7 +118,10 @@ def test_images_go_out_to_other_nodes_and_come_back(server, photos):
     prompt |= {
         "3": {"class_type": "FLEN_DatasetToImages", "inputs": {"dataset": ["2", 0], "first": 1, "at_most": 3}},
         "4": {"class_type": "ImageInvert", "inputs": {"image": ["3", 0]}},
-        "5": {"class_type": "FLEN_ImagesToDataset", "inputs": {"project": ["1", 0], "images": ["4", 0], "stage": "synthetic", "caption": "", "prompt": "inverted"}},
+        "5": {
+            "class_type": "FLEN_ImagesToDataset",
+            "inputs": {"project": ["1", 0], "images": ["4", 0], "stage": "synthetic", "caption": "", "prompt": "inverted"},
+        },
         "6": {"class_type": "FLEN_ContactSheet", "inputs": {"dataset": ["5", 0], "title": "", "columns": 0, "size": 128}},
     }
     for _ in range(2):

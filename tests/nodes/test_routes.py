@@ -20,7 +20,12 @@ pytestmark = pytest.mark.comfy
 def candidates(server, request):
     name = f"r {request.node.name[5:40]}"
     project = open_project(server.base / "output" / "flenwheel", name, instance_token="ohwx_char", class_noun="person")
-    return adopt(project.stage("enriched"), [Image.new("RGB", (64, 48), (number, 0, 0)) for number in range(4)], caption="photo of ohwx_char person", prompt="a")
+    return adopt(
+        project.stage("enriched"),
+        [Image.new("RGB", (64, 48), (number, 0, 0)) for number in range(4)],
+        caption="photo of ohwx_char person",
+        prompt="a",
+    )
 
 
 def raw(server, method, path, body=b"", headers=None):
@@ -82,6 +87,20 @@ def test_a_body_of_another_shape_is_refused(server, candidates, body):
     path = comfy.review_path(candidates.project.folder_name) + "/labels"
     status, answer, _ = raw(server, "POST", path, body, {"Content-Type": "application/json"})
     assert status == 400 and json.loads(answer)["error"]
+
+
+def test_a_verdict_sent_again_is_recorded_once(server, candidates):
+    key = candidates.images[0].key
+    body = {"events": [{"id": "lost-answer", "key": key, "label": "good"}]}
+    answers = [comfy.call(server.address, comfy.review_path(candidates.project.folder_name) + "/labels", body) for _ in range(2)]
+    assert answers[0] == answers[1] and answers[0][0] == 200
+    assert len(review.history(candidates.project, key)) == 1
+
+
+def test_a_note_is_never_cut(server, candidates):
+    body = {"events": [{"key": candidates.images[0].key, "label": "good", "note": "x" * 2001}]}
+    status, answer = comfy.call(server.address, comfy.review_path(candidates.project.folder_name) + "/labels", body)
+    assert status == 400 and "2000 characters" in answer["error"] and not review.labels(candidates.project)
 
 
 def test_another_content_type_is_refused(server, candidates):

@@ -3,14 +3,17 @@
  * acknowledged it, so a reload, a closed tab or a server that is away loses nothing. Sent in order, in batches, retried for ever.
  *
  * Every page load has its own entry; the entries of tabs that are gone are taken over. A verdict whose acknowledgement was lost is sent
- * again: the history then holds it twice, its effect is the same.
+ * again under the same id, and the server records it once.
  */
 
 const BATCH = 50
 const GATHER_MS = 40 // a burst of keystrokes becomes one request
 const BACKOFF_MS = [500, 1_000, 2_000, 4_000, 8_000]
 
-/** @typedef {{key: string} & import("./words.mjs").Verdict} LabelEvent */
+/** Works in plain http too, where crypto.randomUUID does not. */
+const randomName = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("")
+
+/** @typedef {{key: string, id?: string} & import("./words.mjs").Verdict} LabelEvent */
 
 export class Outbox extends EventTarget {
   #entry
@@ -35,8 +38,7 @@ export class Outbox extends EventTarget {
     super()
     this.#post = post
     this.#prefix = `flenwheel.outbox ${name} `
-    const tab = Array.from(crypto.getRandomValues(new Uint32Array(2)), (word) => word.toString(36)).join("")
-    this.#entry = this.#prefix + tab
+    this.#entry = this.#prefix + randomName()
   }
 
   get size() {
@@ -78,7 +80,7 @@ export class Outbox extends EventTarget {
 
   /** @param {LabelEvent} event */
   add(event) {
-    this.#events.push(event)
+    this.#events.push({ id: randomName(), ...event })
     this.#keep()
     if (!this.#timer) this.#schedule(GATHER_MS)
   }

@@ -38,9 +38,7 @@ export const ORDERS = [
   { name: "similarity", word: "Similarity, lowest first", compare: (a, b) => (a.similarity ?? -1) - (b.similarity ?? -1) },
 ]
 
-const MATCH = 0.64 // bands of flywheel/identity.py: at or above, the same person
-const DIFFERENT = 0.6 // below, somebody else; between the two a person has to look
-
+const BANDS = { match: ["match", "match"], review: ["look closely", "look"], different: ["different", "different"] } // as the server says
 const UNMEASURED = { no_face: "No face", unverifiable: "Face unclear", unreadable: "Unreadable" }
 
 /**
@@ -48,13 +46,12 @@ const UNMEASURED = { no_face: "No face", unverifiable: "Face unclear", unreadabl
  * @param {Candidate} candidate
  * @returns {{figure: string, word: string, band: "match"|"look"|"different"|"unmeasured"|"none"}}
  */
-export function similarityWords({ similarity, state }) {
+export function similarityWords({ similarity, state, band }) {
   if (similarity === null) {
     return state === null ? { figure: "", word: "Not scored", band: "none" } : { figure: "", word: UNMEASURED[state] ?? state, band: "unmeasured" }
   }
-  const figure = similarity.toFixed(2)
-  if (similarity >= MATCH) return { figure, word: "match", band: "match" }
-  return similarity >= DIFFERENT ? { figure, word: "look closely", band: "look" } : { figure, word: "different", band: "different" }
+  const [word, colour] = BANDS[band] ?? BANDS.review
+  return { figure: similarity.toFixed(2), word, band: colour }
 }
 
 const STAGES = { enriched: "Enriched", synthetic: "Synthetic" }
