@@ -87,3 +87,8 @@ class Editor(Protocol):
             EditorUnavailable: something this editor needs is missing.
         """
         ...
+
+
+from .rehearsal import Rehearsal  # noqa: E402 - an editor's file needs the names above
+
+EDITORS: dict[str, type[Editor]] = {"rehearsal": Rehearsal}
