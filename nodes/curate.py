@@ -69,7 +69,7 @@ class CurateSource(io.ComfyNode):
         found = curate.photos_in(host.folder(folder)) if folder.strip() or images is None else curate.Folder((), ())
         files = [*found.photos, *_saved(images, project)]
         engine, without_faces = _engine()
-        report = host.Reporter(cls.hidden.unique_id, "Curating photos")
+        report = host.Reporter(cls.hidden.unique_id, "Reading photos and faces")
         curated = curate.curate(project, files, engine, caption_template=caption_template, strict=strict, report=report.count)
         text = "\n".join([*_lines(curated), *found.notes, *without_faces])
         sheet = host.tensor(_sheet(curated, project.stage("source")))
