@@ -11,6 +11,15 @@ from .errors import StorageError
 from .images import storage_error
 
 BUSY_TIMEOUT_S = 10.0
+REFUSALS = {  # what SQLite says when the disk is at fault and not we: what to do
+    "full": "Free some space and do it again; what was stored before is kept.",
+    "readonly": "Make the folder writable and do it again; what was stored before is kept.",
+    "unable to open": "Make the folder writable and do it again.",
+    "disk I/O": "Check the disk and do it again; what was stored before is kept.",
+    "locked": "Another program holds it; close that and do it again.",
+    "malformed": "The file is damaged: put it aside and restore a copy. The images and their folders are untouched.",
+    "not a database": "The file is damaged: put it aside and restore a copy. The images and their folders are untouched.",
+}
 
 
 def _m001_label_events(db: sqlite3.Connection) -> None:
@@ -61,16 +70,11 @@ def connect(path: Path) -> Iterator[sqlite3.Connection]:
             yield db
     except OSError as error:
         raise storage_error(path, error) from error
-    except sqlite3.OperationalError as error:
-        raise StorageError(
-            f"{path} could not be used: {error}. Free space or make the folder writable; what was stored before is kept."
-        ) from error
     except sqlite3.DatabaseError as error:
-        if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+        remedy = next((remedy for said, remedy in REFUSALS.items() if said in str(error)), None)
+        if remedy is None:
             raise
-        raise StorageError(
-            f"{path} is damaged ({error}). Put it aside and restore a copy; the images and their folders are untouched."
-        ) from error
+        raise StorageError(f"{path} could not be used ({error}). {remedy}") from error
 
 
 @contextmanager
@@ -86,7 +90,8 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         try:
             yield db
         except BaseException:
-            db.execute("ROLLBACK")
+            if db.in_transaction:  # SQLite has rolled back itself where the disk is full
+                db.execute("ROLLBACK")
             raise
         db.execute("COMMIT")
     finally:
@@ -103,6 +108,7 @@ def _migrate(db: sqlite3.Connection) -> None:
             MIGRATIONS[number](db)
             db.execute(f"PRAGMA user_version = {number + 1}")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:
+            db.execute("ROLLBACK")
         raise
     db.execute("COMMIT")
