@@ -51,7 +51,8 @@ def _widget(field: dataclasses.Field[Any], hint: Any) -> io.Input:
     if hint is int:
         return io.Int.Input(field.name, **common, **bounds)
     if hint is float:
-        return io.Float.Input(field.name, **common, **{"step": 0.01, **bounds})
+        bounds.setdefault("step", 0.01)
+        return io.Float.Input(field.name, **common, **bounds)
     if hint is str:
         return io.String.Input(field.name, **common, multiline=field.metadata.get("multiline", False))
     if choices := get_args(hint):
