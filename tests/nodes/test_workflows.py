@@ -42,14 +42,20 @@ def test_nodes_do_not_overlap_and_lie_inside_a_group(name):
     workflow = json.loads((comfy.WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     boxes = {node["id"]: (*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1]) for node in workflow["nodes"]}
     overlaps = [
-        (one, other) for one, a in boxes.items() for other, b in boxes.items() if one < other and a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        (one, other)
+        for one, a in boxes.items()
+        for other, b in boxes.items()
+        if one < other and a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
     ]
     groups = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
     outside = [
         node["id"]
         for node in workflow["nodes"]
         if node["type"] != "MarkdownNote"
-        and not any(g[0] <= boxes[node["id"]][0] and g[1] <= boxes[node["id"]][1] and boxes[node["id"]][2] <= g[2] and boxes[node["id"]][3] <= g[3] for g in groups)
+        and not any(
+            g[0] <= boxes[node["id"]][0] and g[1] <= boxes[node["id"]][1] and boxes[node["id"]][2] <= g[2] and boxes[node["id"]][3] <= g[3]
+            for g in groups
+        )
     ]
     assert overlaps == [] and outside == []
 
