@@ -133,5 +133,5 @@ def pictures(images: torch.Tensor) -> list[Image.Image]:
 
 def shown(text: str, image: torch.Tensor | None = None, cls: Any = None) -> dict[str, list[Any]]:
     """What a node shows of its result: a text, and a picture below it."""
-    preview = ui.PreviewImage(image, cls=cls).as_dict() if image is not None else {}
+    preview: dict[str, Any] = ui.PreviewImage(image, cls=cls).as_dict() if image is not None else {}
     return {**preview, "text": [text]}
