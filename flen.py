@@ -175,7 +175,7 @@ class Home:
                 self.run("Make a Python environment", [uv, "venv", "--clear", "--python", base, folder])
             for options in installs:
                 target = onto or interpreter_of(folder)
-                self.run(title, [uv, "pip", "install", "--python", target, *options])
+                self.run(title, [uv, "pip", "install", "--python", target, *options], env=self.index())
 
         named = [option for options in installs for option in options]
         files = [option for option in named if isinstance(option, Path)] + [ROOT / "pyproject.toml"] * ("--group" in named)
@@ -183,6 +183,17 @@ class Home:
         depends = (self.folder, base, sys.version, installs, made_onto, [file.read_text(encoding="utf-8") for file in files])
         folder = self.made(part, depends, make)
         return onto or interpreter_of(folder)
+
+    def index(self) -> dict[str, str]:
+        """For uv: the package index and certificate that pip is told to use, by its environment or its configuration files."""
+        told = {"index-url": self.env.get("PIP_INDEX_URL"), "cert": self.env.get("PIP_CERT")}
+        if importlib.util.find_spec("pip"):
+            listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, env=self.env).stdout
+            told |= dict(re.findall(r"^(?:global|install|:env:)\.(index-url|cert)='(.+)'$", listed, re.MULTILINE))
+        wanted = {"UV_DEFAULT_INDEX": told["index-url"], "SSL_CERT_FILE": told["cert"]}
+        if "UV_INDEX_URL" in self.env:  # its older name
+            del wanted["UV_DEFAULT_INDEX"]
+        return {name: value for name, value in wanted.items() if value and name not in self.env}
 
     def named(self) -> Path:
         """A folder for PYTHONPATH in which the pack has its name, for `python -m` and import-linter."""
@@ -382,7 +393,7 @@ def lap(home: Home, args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         address = launch.running(base)
         if address:
-            print(f"Using the ComfyUI that already runs here: {address}", file=sys.stderr)
+            print(f"Using the ComfyUI that already runs here, with the code it was started with: {address}", file=sys.stderr)
         else:
             with progress.Meter("Start ComfyUI") as meter:
                 server = launch.Server(comfyui, python, base, port=args.port, env=home.env, tick=lambda: meter.show(0, 0))

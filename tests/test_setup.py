@@ -313,6 +313,34 @@ def test_the_share_of_what_uv_downloads(tmp_path):
     assert flen._downloaded(log) == (pytest.approx(0.9 * 0.25), 1)
 
 
+@pytest.mark.parametrize(
+    ("told", "env"),
+    [
+        ({}, {}),
+        ({"PIP_INDEX_URL": "https://mirror.example/simple"}, {"UV_DEFAULT_INDEX": "https://mirror.example/simple"}),
+        ({"PIP_INDEX_URL": "https://mirror.example/simple", "UV_DEFAULT_INDEX": "https://uv.example"}, {}),
+        ({"PIP_INDEX_URL": "https://mirror.example/simple", "UV_INDEX_URL": "https://uv.example"}, {}),
+        ({"PIP_CERT": "/ca.pem"}, {"SSL_CERT_FILE": "/ca.pem"}),
+        ({"PIP_CERT": "/ca.pem", "SSL_CERT_FILE": "/other.pem"}, {}),
+    ],
+)
+def test_uv_goes_where_pip_goes_unless_told_otherwise(told, env, home):
+    inherited = ("PIP_INDEX_URL", "PIP_CERT", "SSL_CERT_FILE", "UV_DEFAULT_INDEX", "UV_INDEX_URL")
+    home.env = {name: value for name, value in home.env.items() if name not in inherited} | {"PIP_CONFIG_FILE": os.devnull} | told
+    assert home.index() == env
+
+
+def test_every_package_is_pinned_by_name_and_version_without_an_address():
+    lines = [line for line in flen.CONSTRAINTS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    pins = [re.fullmatch(r"([a-z0-9-]+)==[a-z0-9.]+( ; .+)?", line) for line in lines]
+    assert all(pins), [line for line, pin in zip(lines, pins, strict=True) if not pin]
+    groups = re.findall(r"^(?:quick|test) = \[(.+)\]$", (flen.ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    tools = [re.sub(r"\[.*", "", name) for group in groups for name in re.findall(r'"([^"]+)"', group) if name != "quick"]
+    wanted = {*tools, *flen.FACES, flen.PORTRAITS_SDIST[0], "uv"} | {name.split("==")[0] for name in flen.TORCH}
+    assert {name.replace("_", "-") for name in wanted} <= {pin[1] for pin in pins if pin} and len(tools) >= 8
+    assert set(flen.TORCH) <= set(lines)
+
+
 # Progress
 
 
