@@ -31,7 +31,7 @@ def album(tmp_path, photos):
     (folder / "notes.txt").write_text("hello")
     shutil.copy(photos / "obama.jpg", folder / "twin.jpg")
     shutil.copy(photos / "obama.jpg", folder / "TWIN.JPG")
-    Image.fromarray((np.asarray(portrait.convert("L")).astype(np.uint16) * 257)).save(folder / "sixteen.png")
+    Image.fromarray(np.asarray(portrait.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen.png")
     portrait.convert("CMYK").save(folder / "cmyk.jpg")
     portrait.quantize(64).save(folder / "palette.png")
     rgba = portrait.convert("RGBA")

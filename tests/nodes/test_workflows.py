@@ -73,4 +73,4 @@ def test_the_template_browser_offers_the_graph_with_a_picture(name, server):
 
 
 def test_every_api_graph_has_a_form_that_people_can_open():
-    assert BUNDLED == sorted(path.stem for path in (comfy.WORKFLOWS / "api").glob("*.json"))
+    assert sorted(path.stem for path in (comfy.WORKFLOWS / "api").glob("*.json")) == BUNDLED
