@@ -1,1 +1,1 @@
-"""Training of LoRAs, outside ComfyUI's process. Knows the domain, not ComfyUI. Engines arrive with the training wheel."""
+"""Training LoRAs: settings, jobs, workers, engines. Knows the domain, not ComfyUI."""

@@ -1,0 +1,191 @@
+"""Training in the real ComfyUI: started by a graph, out of its process, through a restart and a kill, to a LoRA that loads."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfyui_flenwheel.flywheel import lora
+from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
+from comfyui_flenwheel.flywheel.project import open_project
+from comfyui_flenwheel.nodes.launch import Server
+from comfyui_flenwheel.training import run
+from comfyui_flenwheel.training.job import jobs_of
+from PIL import Image
+
+from . import comfy
+
+pytestmark = pytest.mark.comfy
+SETTINGS, START, MONITOR, TRAINED = "2", "3", "4", "5"
+
+
+def graph(name, options="seconds_per_step = 0", steps=60, **settings):
+    return {
+        "1": {"class_type": "FLEN_Project", "inputs": {"name": name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1}},
+        SETTINGS: {
+            "class_type": "FLEN_CharacterLoraSettings",
+            "inputs": {
+                "project": ["1", 0],
+                "engine": "rehearsal",
+                "base_model": "flux1-dev.safetensors",
+                "quality": "draft",
+                "memory": "24 GB",
+                "rank": 4,
+                "steps": steps,
+                "seed": 1,
+                "engine_options": options,
+                **settings,
+            },
+        },
+        START: {"class_type": "FLEN_TrainLora", "inputs": {"training": [SETTINGS, 0], "action": "train", "hours": ""}},
+        MONITOR: {"class_type": "FLEN_TrainingMonitor", "inputs": {"job": [START, 0], "smoothing": 0.9, "sample_size": 96}},
+        TRAINED: {"class_type": "FLEN_TrainedLora", "inputs": {"job": [START, 0], "weight": 1.0}},
+        "6": {"class_type": "PreviewAny", "inputs": {"source": [TRAINED, 2]}},
+    }
+
+
+def project_in(server, name, images=12):
+    project = open_project(server.base / "output" / "flenwheel", name, instance_token="ohwx_char", class_noun="person")
+    folder = project.stage("training").folder / "10_ohwx_char person"
+    for number in range(images):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        write_whole(folder / f"image_{number:03}.png", png_bytes(Image.fromarray(pixels).resize((96, 72), Image.Resampling.BICUBIC)))
+        write_whole(folder / f"image_{number:03}.txt", b"photo of ohwx_char person, front view\n")
+    return project
+
+
+def ran(server, prompt):
+    outcome = comfy.run(server.address, prompt)
+    assert outcome.status == "success", outcome.error
+    return outcome
+
+
+def until(happened, patience_s=60.0):
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def test_start_wait_silently_and_get_a_lora_that_every_loader_sees(server):
+    project, prompt = project_in(server, "Trainee"), graph("Trainee", "seconds_per_step = 0.05")
+    began = time.monotonic()
+    first = ran(server, prompt)
+    assert time.monotonic() - began < 20 and "6" not in first.outputs, "returns at once and blocks silently"
+    assert "12 images, 60 steps, rank 4" in first.text(SETTINGS) and "rank 4: your choice" in first.text(SETTINGS)
+    (job,) = jobs_of(project)
+    assert job.id in first.text(START) and "12 images, every caption names ohwx_char" in first.text(START)
+
+    again = ran(server, prompt)
+    assert len(jobs_of(project)) == 1 and "step" in again.text(MONITOR)
+    assert run.wait(job, 60).state == "done", job.status()
+
+    done = ran(server, prompt)
+    name = done.outputs["6"]["text"][0]
+    assert "done" in done.text(START) and "3 of 3 layers found in FLUX.1" in done.text(TRAINED)
+    assert name == "flenwheel/Trainee/Trainee-character-v001.safetensors"
+    loaders = comfy.call(server.address, "/object_info/LoraLoaderModelOnly")[1]["LoraLoaderModelOnly"]["input"]["required"]["lora_name"]
+    assert name in (loaders[0] if isinstance(loaders[0], list) else loaders[1]["options"])
+    events = len(job.events())
+    cached = ran(server, prompt)
+    assert len(job.events()) == events and {START, MONITOR, TRAINED} <= cached.cached, "nothing has changed, nothing runs"
+
+
+def test_changed_captions_are_another_job_and_the_same_ones_are_not(server):
+    project = project_in(server, "Changed")
+    ran(server, graph("Changed"))
+    text = next((project.stage("training").folder).rglob("image_000.txt"))
+    text.write_text("photo of ohwx_char person, smiling")
+    ran(server, graph("Changed"))
+    assert len(jobs_of(project)) == 2
+    ran(server, graph("Changed", memory="16 GB"))
+    assert len(jobs_of(project)) == 3, "other settings too"
+    for job in jobs_of(project):
+        assert run.wait(job, 60).state == "done"
+
+
+def test_stop_from_the_graph_and_go_on(server):
+    project, slow = project_in(server, "Stopped"), graph("Stopped", "seconds_per_step = 0.1")
+    ran(server, slow)
+    (job,) = jobs_of(project)
+    until(lambda: job.status().step >= 3)
+    slow[START]["inputs"]["action"] = "stop"
+    ran(server, slow)
+    assert run.wait(job, 20).state == "stopped"
+    slow[START]["inputs"]["action"] = "only look"
+    assert "is stopped at step" in ran(server, slow).text(START)
+    slow[START]["inputs"]["action"] = "train"
+    ran(server, slow)
+    assert run.wait(job, 60).state == "done" and job.status().attempts == 2
+
+
+def test_a_dry_run_says_how_long_it_will_take_and_registers_nothing(server):
+    project, prompt = project_in(server, "Dry"), graph("Dry", "seconds_per_step = 0.05", steps=200)
+    prompt[START]["inputs"]["action"] = "dry run"
+    assert "Queue again" in ran(server, prompt).text(START)
+    (job,) = jobs_of(project)
+    assert job.spec.steps == 10 and run.wait(job, 60).state == "done"
+    told = ran(server, prompt).text(START)
+    assert "it fits" in told and "200 steps will take about" in told
+    assert not (server.base / "models" / "loras" / "flenwheel" / "Dry").exists() and len(jobs_of(project)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"options": "speed = 3"}, "speed is no option of rehearsal"),
+        ({"options": "fast"}, "write name = value"),
+        ({"options": "seconds_per_step = 100"}, "must lie between 0 and 60"),
+    ],
+)
+def test_wrong_settings_are_an_error_in_words(server, settings, told):
+    project_in(server, "Wrong settings")
+    outcome = comfy.run(server.address, graph("Wrong settings", **settings))
+    assert outcome.status == "error" and told in outcome.error, outcome.error
+
+
+def test_a_bad_set_is_refused_before_anything_starts(server):
+    project = project_in(server, "Bad set")
+    next(project.stage("training").folder.rglob("image_003.txt")).write_text("somebody")
+    outcome = comfy.run(server.address, graph("Bad set"))
+    assert outcome.status == "error" and "image_003.png: its caption lacks the token" in outcome.error
+    assert all(job.status().state == "new" for job in jobs_of(project))
+    missing = comfy.run(server.address, graph("Nobody"))
+    assert missing.status == "error" and "Export Training Set makes it" in missing.error
+
+
+@pytest.fixture
+def mortal(comfyui, tmp_path):
+    """A server of the test's own, to be killed and started again on the same files."""
+    server = Server(comfyui, Path(sys.executable), tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
+def test_training_outlives_comfyui_and_a_killed_worker_goes_on_after_the_restart(mortal):
+    project, prompt = project_in(mortal, "Restart"), graph("Restart", "seconds_per_step = 0.2", steps=100)
+    ran(mortal, prompt)
+    (job,) = jobs_of(project)
+    until(lambda: job.status().step >= 5)
+    mortal.kill()
+    before = job.status().step
+    until(lambda: job.status().step >= before + 10)
+    assert job.status().state == "running", "it trains on without ComfyUI"
+
+    worker = next(event["pid"] for event in reversed(job.events()) if event["kind"] == "started")
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: job.status().state == "lost")
+    lost, checkpoint = job.status().step, job.status().checkpoint
+    mortal.start()
+    ran(mortal, prompt)
+    assert run.wait(job, 90).state == "done" and job.status().attempts == 2
+    steps = [event["step"] for event in job.events() if event["kind"] == "step"]
+    assert len(steps) == 100 + lost - checkpoint, "only the steps since the last checkpoint were repeated"
+    assert "Restart-character-v001" in ran(mortal, prompt).text(TRAINED)
+    assert len(lora.inspect(run.result_of(job).path).layers) == 3

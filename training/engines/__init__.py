@@ -1,0 +1,98 @@
+"""Training engines: what each can train, and how it is asked. One file per engine; none is imported before it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, get_args, get_type_hints
+
+from ..errors import SpecError, UnsupportedTraining
+from ..job import Job
+from ..spec import ARCHITECTURES, TrainingSpec
+
+ENGINES: dict[str, str] = {  # name to "module:class", in the order they are offered
+    "rehearsal": "rehearsal:Rehearsal",
+    "kohya": "kohya:Kohya",
+}
+
+
+class Engine(Protocol):
+    """Trains LoRAs. An instance is cheap and holds nothing."""
+
+    name: ClassVar[str]
+    uses_gpu: ClassVar[bool]
+    trains: ClassVar[frozenset[tuple[str, str]]]  # (kind, architecture)
+    options: ClassVar[type]  # a frozen dataclass whose fields have help
+
+    def check(self, job: Job) -> list[str]:
+        """Facts about the engine as it is found here: version, environment, files.
+
+        Raises:
+            EngineNotInstalled: with everything that is missing.
+        """
+        ...
+
+    def train(self, job: Job) -> Path:
+        """Train to the end and answer the LoRA file; emits events, resumes from its own last checkpoint.
+
+        Raises:
+            Stopped: someone asked to stop; it stopped at a step boundary.
+            TrainingFailed: with the cause.
+        """
+        ...
+
+
+def engine(name: str) -> Engine:
+    """The engine of this name.
+
+    Raises:
+        UnsupportedTraining: there is none.
+    """
+    if name not in ENGINES:
+        raise UnsupportedTraining(f"There is no training engine {name!r}. There are {', '.join(ENGINES)}.")
+    module, _, cls = ENGINES[name].partition(":")
+    return getattr(importlib.import_module(f".{module}", __name__), cls)()
+
+
+def supports(spec: TrainingSpec) -> None:
+    """Refuse before anything is loaded what the engine cannot train.
+
+    Raises:
+        UnsupportedTraining: names the engines that can.
+    """
+    if (spec.kind, spec.architecture) not in engine(spec.engine).trains:
+        able = [name for name in ENGINES if (spec.kind, spec.architecture) in engine(name).trains]
+        raise UnsupportedTraining(
+            f"{spec.engine} cannot train {spec.kind} LoRAs for {ARCHITECTURES[spec.architecture]}. Engines that can: {', '.join(able) or 'none'}."
+        )
+
+
+def options(spec: TrainingSpec) -> Any:
+    """The engine's options as its dataclass, defaults where the spec says nothing.
+
+    Raises:
+        SpecError: an option is unknown, has the wrong type or is out of range; every problem is named.
+    """
+    kind = engine(spec.engine).options
+    if problems := list(_option_problems(kind, spec)):
+        raise SpecError(f"These options of {spec.engine} do not work:", problems)
+    return kind(**spec.options)
+
+
+def _option_problems(kind: type, spec: TrainingSpec) -> Iterator[str]:
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
+    for name, value in spec.options.items():
+        if name not in fields:
+            yield f"{name} is no option of {spec.engine}; there are {', '.join(fields) or 'none'}"
+            continue
+        choices, hint, metadata = get_args(hints[name]), hints[name], fields[name].metadata
+        if choices:
+            if value not in choices:
+                yield f"{name} is {value!r}: it must be one of {', '.join(map(str, choices))}"
+        elif not isinstance(value, (int, float) if hint is float else hint) or (isinstance(value, bool) and hint is not bool):
+            yield f"{name} is {value!r}: it must be {dict(bool='true or false', int='a whole number', float='a number', str='a text')[hint.__name__]}"
+        elif "min" in metadata and isinstance(value, (int, float)) and not metadata["min"] <= value <= metadata["max"]:
+            yield f"{name} is {value:g}: it must lie between {metadata['min']:g} and {metadata['max']:g}"

@@ -1,0 +1,84 @@
+"""Everything that would stop a run later, looked at before it begins; every problem in one message."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..flywheel.errors import FlywheelError, ProblemsError
+from . import engines, trainset
+from .errors import PreflightError
+from .job import Job
+from .spec import TrainingSpec
+
+BYTES_PER_RANK = 10_000_000  # FLUX.1: 304 layers with together 4.8 million inputs and outputs, 2 bytes each
+Free = Callable[[Path], int]  # bytes free where a path lies
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What was found: `facts` as they are, `warnings` a person should know."""
+
+    facts: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def text(self) -> str:
+        return "\n".join([*(f"✔ {fact}" for fact in self.facts), *(f"! {warning}" for warning in self.warnings)])
+
+
+def check(job: Job, free: Free = lambda path: shutil.disk_usage(path).free) -> Preflight:
+    """Look at data, engine and disk.
+
+    Raises:
+        PreflightError: the run would fail; the text names every reason.
+        UnsupportedTraining, SpecError: the settings do not fit the engine.
+    """
+    spec = job.spec
+    engines.supports(spec)
+    engines.options(spec)
+    problems: list[str] = []
+    facts: list[str] = []
+    warnings: list[str] = []
+    try:
+        found = trainset.read(job.dataset)
+        problems += trainset.problems(found, spec.instance_token)
+        if not problems and found.key != spec.dataset_key:
+            problems.append(
+                f"the images or captions in {job.dataset.name} have changed since this job was made: queue Train LoRA again, which makes a new job"
+            )
+        if not problems:
+            warnings += trainset.warnings(found, spec.resolution)
+            facts.append(_amount(spec, found))
+    except FlywheelError as error:
+        problems.append(str(error))
+    try:
+        facts += engines.engine(spec.engine).check(job)
+    except ProblemsError as error:
+        problems += error.problems or [str(error)]
+    needed, there = disk_needed(spec), free(job.folder)
+    if there < needed:
+        problems.append(f"the disk has {_gib(there)} free, and the run needs about {_gib(needed)}: free some space, or save less often")
+    else:
+        facts.append(f"disk: {_gib(there)} free, about {_gib(needed)} needed")
+    if problems:
+        raise PreflightError(f"Job {job.id} cannot be trained:", problems)
+    return Preflight(tuple(facts), tuple(warnings))
+
+
+def _amount(spec: TrainingSpec, found: trainset.TrainingSet) -> str:
+    shown = spec.steps * spec.batch_size * spec.gradient_accumulation / len(found.examples)
+    return f"{len(found.examples)} images, every caption names {spec.instance_token}; {spec.steps} steps show each about {shown:.0f} times"
+
+
+def disk_needed(spec: TrainingSpec) -> int:
+    """Bytes, generously: the result twice, and four checkpoints of weights with their optimizer."""
+    if spec.engine == "rehearsal":
+        return 100_000_000
+    lora = spec.rank * BYTES_PER_RANK
+    return 2 * lora + 4 * 3 * lora
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

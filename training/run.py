@@ -1,0 +1,257 @@
+"""Running jobs: start one in a process of its own, find it again, stop it; and what the worker does. Needs no torch by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..flywheel.errors import FlywheelError
+from ..flywheel.images import storage_error, write_whole
+from . import engines, preflight, presets, proof, turns
+from .errors import Stopped, TrainingFailed
+from .job import Job, Status, identity, process_of
+
+log = logging.getLogger("flenwheel")
+
+START_S = 60.0
+LEAVE_S = 30.0
+WINDOWS = sys.platform == "win32"
+PACK = Path(__file__).resolve().parent
+
+
+def start(job: Job, *, python: Path | None = None, hours: str = "") -> Status:
+    """Start the job's worker, unless it runs or is done, and answer how the job stands once the worker has spoken.
+
+    Raises:
+        JobError, SpecError: the job's folder or `hours` make no sense.
+        TrainingFailed: the worker did not start; the text holds what it said.
+    """
+    _ = job.spec
+    turns.window(hours)
+    status = job.status()
+    if status.state == "done" or not (status.is_over or status.state == "new"):
+        return status
+    job.forget_stop()
+    before = len(job.events())
+    process = _spawn(job, python or Path(sys.executable), hours)
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        if len(job.events()) > before:
+            return job.status()
+        if process.poll() is not None and len(job.events()) == before:
+            break
+        time.sleep(0.05)
+    if (status := job.status()).state in ("queued", "running"):
+        return status  # somebody else was faster
+    tail = tuple(job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]) if job.log.is_file() else ()
+    raise TrainingFailed("unknown", f"The worker of job {job.id} did not start.", f"Read {job.log}.", tail)
+
+
+def _spawn(job: Job, python: Path, hours: str) -> subprocess.Popen[bytes]:
+    """The worker in a process group of its own: it outlives us, and a Ctrl+C for us is none for it."""
+    arguments = [str(python), str(PACK), str(job.folder), *(["--hours", hours] if hours.strip() else [])]
+    try:
+        output = job.log.open("ab")
+    except OSError as error:
+        raise storage_error(job.log, error) from error
+    with output:
+        process = subprocess.Popen(
+            arguments,
+            cwd=job.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=not WINDOWS,
+            creationflags=0x200 if WINDOWS else 0,  # CREATE_NEW_PROCESS_GROUP
+        )
+    threading.Thread(target=process.wait, name=f"reaper of job {job.id}", daemon=True).start()  # or it would stay a zombie
+    return process
+
+
+def stop(job: Job) -> Status:
+    """Ask a job to end at the next step boundary. One that does not run is left as it is; a trainer without its worker is ended."""
+    status = job.status()
+    if status.is_over or status.state == "new":
+        _end_orphans(job)
+    else:
+        job.ask_to_stop()
+    return job.status()
+
+
+def wait(job: Job, timeout_s: float) -> Status:
+    """How the job stands when nobody works on it any more, or after `timeout_s`."""
+    until = time.monotonic() + timeout_s
+    while (status := job.status()).state in ("queued", "running", "stopping") and time.monotonic() < until:
+        time.sleep(0.1)
+    return status
+
+
+# --- the worker
+
+
+def work(job: Job, hours: str = "") -> int:
+    """Do the job: preflight, a turn at the GPU, training, proof, registration. Answers the exit code; the events say what happened.
+
+    Every way out leaves an event; only a kill leaves none, and then the status is `lost`.
+    """
+    with _alone(job) as alone:
+        if not alone:
+            log.info("job %s already has a worker", job.id)
+            return 0
+        job.append("queued", **identity())
+        try:
+            _end_orphans(job)
+            told = preflight.check(job)
+            for note in (*told.facts, *told.warnings):
+                job.append("note", text=note)
+            with _turn(job, hours):
+                finished = _train(job)
+        except Stopped:
+            job.append("stopped", step=job.status().step, message="Stopped as asked. Queue Train LoRA again to go on.")
+            return 0
+        except TrainingFailed as error:
+            return _failed(job, error)
+        except FlywheelError as error:
+            return _failed(job, TrainingFailed(type(error).__name__, str(error), ""))
+        except MemoryError as error:
+            advice = "Choose the next smaller memory profile, or a lower resolution, and train again."
+            return _failed(job, TrainingFailed("memory", f"The memory was not enough ({error or 'out of memory'}).", advice))
+        except BaseException as error:
+            log.exception("job %s", job.id)
+            _failed(
+                job,
+                TrainingFailed(
+                    "unknown", f"The trainer broke off: {type(error).__name__}: {error}.", f"Read {job.log.name} in the job's folder."
+                ),
+            )
+            raise
+        job.append("done", **finished)
+        return 0
+
+
+@contextlib.contextmanager
+def _alone(job: Job) -> Iterator[bool]:
+    """Whether this worker is the job's only one. One that has just told its end may still be leaving: it is waited for."""
+    until = time.monotonic() + LEAVE_S
+    while True:
+        with turns.lock(job.folder / "worker.lock") as held:
+            if held:
+                yield True
+                return
+        if job.status().state in ("queued", "running", "stopping") or time.monotonic() > until:
+            yield False
+            return
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _turn(job: Job, hours: str) -> Iterator[None]:
+    told: set[str] = set()
+
+    def waiting(reason: str) -> None:
+        if job.stop_wanted:
+            raise Stopped
+        if reason not in told:
+            told.add(reason)
+            job.append("phase", name=reason)
+
+    if not engines.engine(job.spec.engine).uses_gpu and not hours:
+        yield
+        return
+    with turns.turn(turns.gpu_folder(), turns.window(hours), waiting):
+        yield
+
+
+def _train(job: Job) -> dict[str, object]:
+    """The facts of the done event."""
+    spec = job.spec
+    attempt = job.status().attempts + 1
+    job.append("started", **identity(), engine=spec.engine, attempt=attempt, steps=spec.steps)
+    made = engines.engine(spec.engine).train(job)
+    job.append("phase", name="proving that it loads")
+    fitted = proof.prove(made, spec.architecture)
+    ranks = {layer.rank for layer in fitted.placed.values() if layer.rank}
+    facts = {
+        "project": spec.project,
+        "kind": spec.kind,
+        "architecture": spec.architecture,
+        "base_model": Path(spec.base_model).name,
+        "engine": spec.engine,
+        "rank": str(max(ranks, default=spec.rank)),
+        "alpha": f"{spec.alpha:g}",
+        "steps": str(spec.steps),
+        "instance_token": spec.instance_token,
+        "class_noun": spec.class_noun,
+        "dataset": spec.dataset_key,
+        "job": job.id,
+    }
+    content = proof.marked(made, facts)
+    result = job.folder / "result" / f"{spec.project}-{spec.kind}-{job.id}.safetensors"
+    write_whole(result, content)
+    if made != result and made.parent == result.parent:
+        made.unlink()
+    name = ""
+    if loras := job.places.loras:
+        name = proof.register(result, loras, spec.project, spec.kind, job.id).relative_to(loras).as_posix()
+    return {
+        "result": result.relative_to(job.folder).as_posix(),
+        "bytes": len(content),
+        "sha256": proof.sha256(result),
+        "layers": len(fitted.placed),
+        "rank": max(ranks, default=spec.rank),
+        "registered": name,
+    }
+
+
+def _failed(job: Job, error: TrainingFailed) -> int:
+    if error.code == "memory" and (lighter := presets.lighter(job.spec)):
+        error.advice += f" The next smaller is {lighter[1]}."
+    job.append("failed", code=error.code, message=f"{error.cause} {error.advice}".strip(), tail=list(error.tail), step=job.status().step)
+    return 1
+
+
+def _end_orphans(job: Job) -> None:
+    """A trainer whose worker was killed still holds the GPU: it is ended before anything else."""
+    for event in job.events():
+        if event["kind"] == "launched" and (process := process_of(event)) is not None:
+            log.warning("job %s: the trainer of an earlier attempt still runs (process %s) and is ended", job.id, process.pid)
+            job.append("note", text=f"ended the trainer of an earlier attempt (process {process.pid})")
+            turns.end_group(process)
+
+
+# --- what came of it
+
+
+def result_of(job: Job) -> proof.LoraRef:
+    """The LoRA of a job that is done; registered again where its copy in the LoRA folder was removed.
+
+    Raises:
+        TrainingFailed: the job is not done.
+    """
+    status = job.status()
+    if status.state != "done":
+        raise TrainingFailed("unknown", f"Job {job.id} is {status.state}. {status.cause}", "")
+    spec, places = job.spec, job.places
+    done = [event for event in job.events() if event["kind"] == "done"][-1]
+    path = job.folder / status.result
+    if places.loras:
+        path = places.loras / str(done.get("registered") or ".")
+        if not path.is_file():
+            path = proof.register(job.folder / status.result, places.loras, spec.project, spec.kind, job.id)
+    return proof.LoraRef(
+        path,
+        str(done["sha256"]),
+        spec.kind,
+        spec.architecture,
+        int(done["rank"]),
+        spec.instance_token,
+        job.id,
+        spec.dataset_key,
+        int(done["layers"]),
+    )

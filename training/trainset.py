@@ -1,0 +1,139 @@
+"""A training set as a trainer sees it: images, captions, controls. Reads folders; writes none.
+
+Reads what `flywheel.export` writes: `<repeats>_<words>/<image>` with a caption in `<image>.txt`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..flywheel.errors import DatasetError, ImageError
+from ..flywheel.images import SUFFIXES, content_key, difference_hash, open_image, value_key
+
+REPEATS = re.compile(r"(\d{1,4})_")
+TWINS_BITS = 6  # as near-duplicates in `flywheel.images`
+FEW = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One picture to learn. `controls`: for edit training, the pictures the edit starts from, in order."""
+
+    image: Path
+    caption: str
+    key: str
+    repeats: int = 1
+    controls: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Examples with the hash over all of them. `problems`: files that cannot be used, in words."""
+
+    folder: Path
+    examples: tuple[Example, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Changes when an image, a caption or a repeat does; file names do not count."""
+        return value_key(sorted([example.key, example.caption, example.repeats] for example in self.examples))
+
+    @property
+    def shown_per_epoch(self) -> int:
+        return sum(example.repeats for example in self.examples)
+
+
+def read(folder: Path) -> TrainingSet:
+    """The training set in `folder`: either its subfolders `10_ohwx_char person` or the folder itself.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"There is no training set in {folder}. Export Training Set makes it; queue that first.")
+    parts = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and REPEATS.match(entry.name)] or [folder]
+    examples: list[Example] = []
+    problems: list[str] = []
+    for part in parts:
+        found = REPEATS.match(part.name)
+        for image in sorted(path for path in part.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")):
+            caption, problem = _caption(image)
+            if problem:
+                problems.append(problem)
+            examples.append(Example(image, caption, content_key(image), max(1, int(found[1])) if found else 1))
+    return TrainingSet(folder, tuple(examples), tuple(problems))
+
+
+def _caption(image: Path) -> tuple[str, str]:
+    """The caption on one line, and what is wrong with its file."""
+    text = image.with_suffix(".txt")
+    try:
+        caption = " ".join(text.read_bytes().decode("utf-8-sig").split())
+    except FileNotFoundError:
+        return "", f"{image.name} has no caption: write {text.name} next to it"
+    except UnicodeDecodeError:
+        return "", f"{text.name} is not readable text: save it as UTF-8"
+    except OSError as error:
+        return "", f"{text.name} cannot be read ({error.strerror or error})"
+    return caption, "" if caption else f"{text.name} is empty: write what the picture shows, with the token"
+
+
+def problems(found: TrainingSet, token: str) -> list[str]:
+    """Why this set cannot be trained on, every reason. Opens every image."""
+    if not found.examples:
+        return [f"{found.folder} holds no images: export a training set first"]
+    told = [*found.problems]
+    if len(found.examples) == 1:
+        told.append(
+            f"{found.examples[0].image.name} is the only image: one picture teaches that picture, not the character; add at least {FEW - 1} more"
+        )
+    spoken = re.compile(rf"(?<!\w){re.escape(token)}(?!\w)")
+    told += [
+        f"{example.image.name}: its caption lacks the token {token!r}"
+        for example in found.examples
+        if example.caption and not spoken.search(example.caption)
+    ]
+    stems = Counter(example.image.stem.casefold() for example in found.examples)
+    told += [
+        f"{example.image.name}: another image has the same name" for example in found.examples if stems[example.image.stem.casefold()] > 1
+    ]
+    for example in found.examples:
+        try:
+            open_image(example.image)
+        except ImageError as error:
+            told.append(str(error))
+    return told
+
+
+def warnings(found: TrainingSet, resolution: int) -> list[str]:
+    """What does not stand in the way, but a person should know. Call it on a set without problems."""
+    told: list[str] = []
+    if 1 < len(found.examples) < FEW:
+        told.append(f"Only {len(found.examples)} images: the LoRA will know few situations; 30 is a good number.")
+    small: list[str] = []
+    seen: dict[int, str] = {}
+    twins: list[str] = []
+    for example in found.examples:
+        image = open_image(example.image).image
+        if image.width * image.height < 0.6 * resolution**2:
+            small.append(f"{example.image.name} ({image.width} x {image.height})")
+        mark = difference_hash(image)
+        twin = next((name for other, name in seen.items() if (other ^ mark).bit_count() <= TWINS_BITS), "")
+        if twin:
+            twins.append(f"{example.image.name} and {twin}")
+        seen.setdefault(mark, example.image.name)
+    if small:
+        told.append(
+            f"{len(small)} images are smaller than the training size of {resolution} x {resolution} and will be enlarged: {_some(small)}."
+        )
+    if twins:
+        told.append(f"{len(twins)} images nearly repeat another one and so count double: {_some(twins)}.")
+    return told
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
