@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import re
 
+import torch
 from comfy_api.latest import io
+from PIL import Image
 
-from ..flywheel import identity
+from ..flywheel import identity, identity_report
 from ..flywheel.dataset import Dataset
+from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
-from ..flywheel.sheets import histogram
+from ..flywheel.sheets import Tile, contact_sheet, histogram
 from . import host, sockets
 
 NOT_MEASURABLE = ("pass on", "hold back")
+ENGINE = (
+    "What measures faces; all of it happens on this machine. dlib: free for any use. insightface: also knows profiles, but its models are for"
+    " non-commercial research only; nothing is downloaded by itself."
+)
+RULES: dict[str, identity.Rule] = {"the nearest reference": "best", "the mean of all references": "mean"}
+KEEP = ("all above the threshold", "the best of them, a number", "the best of them, a percentage")
+KINDS = ("a photographed person", "a drawn or stylised character")
+UNMEASURED = ("stop with an error", "give -1")
 
 
 class IdentityReferences(io.ComfyNode):
@@ -33,23 +44,48 @@ class IdentityReferences(io.ComfyNode):
                     default="",
                     tooltip="File names of 3 to 5 clear photos, one of them a half profile, for example source_001* source_004*. Empty: chosen for you.",
                 ),
+                io.Combo.Input("engine", options=list(EMBEDDERS), default="dlib", tooltip=ENGINE),
                 io.Combo.Input(
-                    "engine", options=list(EMBEDDERS), default="dlib", tooltip="What measures faces. All of it happens on this machine."
+                    "compare_with",
+                    options=list(RULES),
+                    default=next(iter(RULES)),
+                    optional=True,
+                    tooltip="The nearest reference: tells which one matched, and a half profile among them is of use. The mean of all: fewer errors"
+                    " if every reference is right, more if one is wrong. 0.60 means the same for both.",
+                ),
+                io.Combo.Input(
+                    "kind",
+                    options=list(KINDS),
+                    default=KINDS[0],
+                    optional=True,
+                    tooltip="The engines learned faces from photographs. What they say of a drawn face means nothing, and they cannot tell that it is"
+                    " drawn: say so here and no number is printed.",
                 ),
             ],
             outputs=[
                 sockets.REFERENCES.Output("references", tooltip="Connect to Identity Score and Enrich Dataset."),
                 io.String.Output("report", tooltip="Which photos were taken, and which do not fit and why."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
             search_aliases=["face", "reference"],
         )
 
     @classmethod
-    def execute(cls, dataset: Dataset, names: str, engine: str) -> io.NodeOutput:
+    def execute(
+        cls, dataset: Dataset, names: str, engine: str, compare_with: str = next(iter(RULES)), kind: str = KINDS[0]
+    ) -> io.NodeOutput:
+        if kind == KINDS[1]:
+            raise IdentityError(
+                "A drawn or stylised character is not scored: the face engines here learned from photographs, and their numbers for drawings mean"
+                " nothing. Leave Identity References, Score and Filter out and judge by eye at the Review Gate."
+            )
         measuring = embedder(engine)
-        faces = identity.references(dataset, measuring, [name for name in re.split(r"[,\s]+", names) if name])
-        text = "\n".join([f"References: {', '.join(faces.names)}", *faces.notes])
+        report = host.Reporter(cls.hidden.unique_id, "Measuring faces").count
+        named = [name for name in re.split(r"[,\s]+", names) if name]
+        faces = identity.references(dataset, measuring, named, rule=RULES[compare_with], report=report)
+        meaning = identity.calibrate(dataset, faces, measuring, report=report).words
+        text = "\n".join([f"References: {', '.join(faces.names)}", *meaning, *faces.notes])
         return io.NodeOutput(sockets.References(faces, measuring), text, ui=host.shown(text))
 
 
@@ -111,6 +147,22 @@ class IdentityFilter(io.ComfyNode):
                     default=NOT_MEASURABLE[0],
                     tooltip="Profiles, tiny or heavily painted faces cannot be measured. Pass them on so that you decide, or hold them back.",
                 ),
+                io.Combo.Input(
+                    "keep",
+                    options=list(KEEP),
+                    default=KEEP[0],
+                    optional=True,
+                    tooltip="A threshold alone seldom thins a set out: most images of a good editor pass. Keep only the best so many, or so many per cent"
+                    " of those measured; those below the threshold stay out in any case.",
+                ),
+                io.Int.Input(
+                    "amount",
+                    default=50,
+                    min=1,
+                    max=100_000,
+                    optional=True,
+                    tooltip="How many images, or how many per cent. Not used with: all above the threshold.",
+                ),
             ],
             outputs=[
                 sockets.DATASET.Output(
@@ -120,35 +172,176 @@ class IdentityFilter(io.ComfyNode):
                 sockets.DATASET.Output("unmeasurable", display_name="not measurable", tooltip="Images whose face cannot be measured."),
                 io.Image.Output("histogram", tooltip="How the scores are spread, with the threshold."),
                 io.String.Output("report", tooltip="The counts, and who failed."),
+                sockets.DATASET.Output(
+                    "accepted", tooltip="Surely the same person: 0.04 above the threshold, and among the best if only those stay."
+                ),
+                sockets.DATASET.Output("review", tooltip="Look at these: near the threshold, or the face cannot be measured."),
+                sockets.DATASET.Output("rejected", tooltip="Surely not: 0.05 below the threshold, or not among the best."),
             ],
             is_output_node=True,
-            search_aliases=["face filter", "threshold"],
+            search_aliases=["face filter", "threshold", "top"],
         )
 
     @classmethod
-    def execute(cls, scores: identity.Scores, threshold: float, not_measurable: str) -> io.NodeOutput:
-        split = identity.split(scores, threshold)
+    def execute(
+        cls, scores: identity.Scores, threshold: float, not_measurable: str, keep: str = KEEP[0], amount: int = 50
+    ) -> io.NodeOutput:
+        if keep == KEEP[2] and amount > 100:
+            raise IdentityError(f"{amount} per cent cannot be kept. Set amount to 100 or less, or keep a number of images instead.")
+        kept_from = identity.floor(scores, threshold, best=amount if keep == KEEP[1] else None, percent=amount if keep == KEEP[2] else None)
+        split, parts = identity.split(scores, kept_from), identity.parts(scores, threshold, kept_from)
         passed = split.passed
         if not_measurable == NOT_MEASURABLE[0]:
             passed = scores.dataset.keeping({image.key for part in (split.passed, split.unmeasurable) for image in part.images})
-        picture = host.tensor(histogram([score.similarity for score in scores.by_key.values()], threshold))
-        text = _report(scores, split, threshold)
-        return io.NodeOutput(passed, split.failed, split.unmeasurable, picture, text, ui=host.shown(text, picture, cls))
+        picture = host.tensor(histogram([score.similarity for score in scores.by_key.values()], kept_from))
+        text = _report(scores, split, threshold, kept_from)
+        return io.NodeOutput(
+            passed,
+            split.failed,
+            split.unmeasurable,
+            picture,
+            text,
+            parts.accepted,
+            parts.review,
+            parts.rejected,
+            ui=host.shown(text, picture, cls),
+        )
+
+
+class IdentityReport(io.ComfyNode):
+    """Shows how a scoring went: the spread, the least and most alike faces beside their reference, and which prompts, editors and photos keep the
+    face. Also written as a page of its own that you can open in a browser or send."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FLEN_IdentityReport",
+            display_name="Identity Report",
+            category="FLENwheel/identity",
+            description=cls.__doc__ or "",
+            inputs=[
+                sockets.SCORES.Input("scores", tooltip="From Identity Score."),
+                sockets.REFERENCES.Input("references", tooltip="The references these scores were made with."),
+                io.Float.Input(
+                    "threshold",
+                    default=identity.THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where the report draws the line between passed and failed.",
+                ),
+                io.Int.Input("faces", default=8, min=1, max=40, tooltip="How many of the least and of the most alike faces are shown."),
+            ],
+            outputs=[
+                io.Image.Output("picture", tooltip="The report as one picture."),
+                io.String.Output("file", tooltip="Where the page lies: an HTML file that holds everything in itself."),
+                io.String.Output("report", tooltip="The counts, and the weakest prompt, editor and photo."),
+            ],
+            is_output_node=True,
+            search_aliases=["face report", "histogram", "breakdown"],
+        )
+
+    @classmethod
+    def execute(cls, scores: identity.Scores, references: sockets.References, threshold: float, faces: int) -> io.NodeOutput:
+        report = identity_report.build(scores, references.faces, threshold, faces)
+        path = identity_report.write(report, scores.dataset)
+        lines = [identity_report.summary(list(scores.by_key.values())), *_weakest(report), f"page: {path}"]
+        picture, text = host.tensor(report.picture), "\n".join(lines)
+        return io.NodeOutput(picture, str(path), text, ui=host.shown(text, picture, cls))
+
+
+class CompareFaces(io.ComfyNode):
+    """Is it the same face? Compares images of any node with one or more reference images, here on this machine. Needs no project."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FLEN_CompareFaces",
+            display_name="Compare Faces",
+            category="FLENwheel/identity",
+            description=cls.__doc__ or "",
+            inputs=[
+                io.Image.Input("images", tooltip="Images to judge. Any face in an image may be the one."),
+                io.Image.Input(
+                    "reference", tooltip="One image of the person, or a batch of several: the nearest counts. One face in each."
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=identity.THRESHOLD,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Similarity from which two faces count as one person. 0.60 is where strangers begin.",
+                ),
+                io.Combo.Input(
+                    "not_measurable",
+                    options=list(UNMEASURED),
+                    default=UNMEASURED[0],
+                    tooltip="What to do with an image that shows no face, or one that is turned away, tiny or blurred.",
+                ),
+                io.Combo.Input("engine", options=list(EMBEDDERS), default="dlib", tooltip=ENGINE),
+            ],
+            outputs=[
+                io.Float.Output("similarity", is_output_list=True, tooltip="0 to 1 for each image; -1 where it cannot be measured."),
+                io.Boolean.Output("same", is_output_list=True, tooltip="Whether each image reaches the threshold."),
+                io.Image.Output("picture", tooltip="Reference and images with their similarities."),
+                io.String.Output("report", tooltip="One line for each image."),
+            ],
+            is_output_node=True,
+            search_aliases=["face similarity", "face distance", "same person"],
+        )
+
+    @classmethod
+    def execute(cls, images: torch.Tensor, reference: torch.Tensor, threshold: float, not_measurable: str, engine: str) -> io.NodeOutput:
+        shown, against = host.pictures(images), host.pictures(reference)
+        scores = identity.compare(shown, against, embedder(engine))
+        if not_measurable == UNMEASURED[0] and (
+            unclear := [f"{score.image_key}: {score.note}" for score in scores if score.similarity is None]
+        ):
+            raise IdentityError("These images cannot be measured; leave them out, or set not_measurable to give -1:", unclear)
+        text = "\n".join(_line(score.image_key, score) for score in scores)
+        picture = host.tensor(contact_sheet(_tiles(against, shown, scores, threshold), title="Compare Faces"))
+        values = [-1.0 if score.similarity is None else score.similarity for score in scores]
+        return io.NodeOutput(values, [value >= threshold for value in values], picture, text, ui=host.shown(text, picture, cls))
+
+
+def _tiles(against: list[Image.Image], shown: list[Image.Image], scores: list[identity.IdentityScore], threshold: float) -> list[Tile]:
+    tiles = [Tile(image, f"reference {number}") for number, image in enumerate(against, 1)]
+    for image, score in zip(shown, scores, strict=True):
+        mark = "not measurable" if score.similarity is None else "passed" if score.similarity >= threshold else "failed"
+        tiles.append(Tile(image, _line(score.image_key, score), mark))
+    return tiles
+
+
+def _weakest(report: identity_report.Report) -> list[str]:
+    """The weakest row of each breakdown that has more than one."""
+    return [
+        f"{title.lower()}: weakest is {rows[0].name} (median {rows[0].similarity:.2f}, {rows[0].passed} of {rows[0].images} passed)"
+        for title, rows in report.groups
+        if len(rows) > 1 and rows[0].similarity is not None
+    ]
 
 
 def _line(name: str, score: identity.IdentityScore) -> str:
     if score.similarity is None:
         return f"{name}: not measurable ({score.note or score.state.replace('_', ' ')})"
-    return f"{name}: {score.similarity:.2f} (distance {score.distance:.2f}, nearest {score.matched}) {identity.band(score.similarity)}"
+    others = f", {score.faces} faces" if score.faces > 1 else ""
+    return (
+        f"{name}: {score.similarity:.2f} (distance {score.distance:.2f}, nearest {score.matched}{others}) {identity.band(score.similarity)}"
+    )
 
 
-def _report(scores: identity.Scores, split: identity.Split, threshold: float) -> str:
+def _report(scores: identity.Scores, split: identity.Split, threshold: float, kept_from: float) -> str:
+    thinned = f" (only the best may stay: from {kept_from:.2f})" if kept_from > threshold else ""
     lines = [
-        f"{len(split.passed.images)} at or above {threshold:.2f}, {len(split.failed.images)} below,"
+        f"{len(split.passed.images)} at or above {max(threshold, kept_from):.2f}{thinned}, {len(split.failed.images)} below,"
         f" {len(split.unmeasurable.images)} not measurable, of {len(scores.dataset.images)}."
     ]
+    several = [image.name for image in scores.dataset.images if scores.by_key[image.key].faces > 1]
+    if several:
+        lines.append(f"{len(several)} with more than one face: {', '.join(several[:10])}{', …' if len(several) > 10 else ''}")
     lines += [_line(image.name, scores.by_key[image.key]) for part in (split.failed, split.unmeasurable) for image in part.images]
     return "\n".join(lines)
 
 
-NODES = [IdentityReferences, IdentityScore, IdentityFilter]
+NODES = [IdentityReferences, IdentityScore, IdentityFilter, IdentityReport, CompareFaces]

@@ -19,7 +19,10 @@ MIN_WIDTH_PX = 40  # narrower faces lose what tells people apart
 MIN_SHARPNESS = 20.0  # flags 95 % of faces blurred by 2 % of their width and none of 39 sharp ones
 PROMINENT = 0.4  # of the widest face: narrower ones are background
 
-EMBEDDERS = {"dlib": "dlib_resnet"}  # name: module of this package with a function `load() -> Embedder`
+EMBEDDERS = {  # name: module of this package with a function `load() -> Embedder`
+    "dlib": "dlib_resnet",
+    "insightface": "insightface_arcface",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +68,11 @@ class Embedder(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def reach(self) -> float:
+        """The distance up to which two of its faces count as one person, for the nearest of three references. Each engine has its own."""
+        ...
+
     def fingerprint(self) -> str:
         """Everything that can change a number: what was measured under another fingerprint is never compared."""
         ...
@@ -84,7 +92,6 @@ def prominent(faces: Iterable[Face]) -> tuple[Face, ...]:
     return tuple(face for face in found if face.width >= PROMINENT * found[0].width)
 
 
-@cache
 def embedder(name: str = "dlib") -> Embedder:
     """The embedder of this name, loaded once per process.
 
@@ -93,4 +100,9 @@ def embedder(name: str = "dlib") -> Embedder:
     """
     if name not in EMBEDDERS:
         raise IdentityError(f"There is no face engine {name!r}. Choose one of these: {', '.join(EMBEDDERS)}.")
+    return _loaded(name)
+
+
+@cache
+def _loaded(name: str) -> Embedder:
     return importlib.import_module(f".{EMBEDDERS[name]}", __name__).load()

@@ -1,8 +1,10 @@
-"""Faces of image files, each measured once: two threads, the project's cache, and no number for a file that is not what it was."""
+"""Faces of image files, each measured once: some threads, the project's cache, and no number for a file that is not what it was."""
 
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -17,7 +19,8 @@ from ..project import Project
 from ..store import connect
 from . import Embedder, Face
 
-THREADS = 2  # reading files and HOG run beside each other; dlib's networks hold Python's lock, so more threads gain nothing
+THREADS = max(2, min(4, os.cpu_count() or 2))  # each has a HOG of its own, which takes 0.3 s to load; ComfyUI needs some processor too
+KEPT_EVERY_S = 0.5  # what is measured is written down this often: one write each would wait for the disk longer than the measuring takes
 
 Report = Callable[[int, int], None]
 
@@ -36,25 +39,32 @@ def measure(project: Project, files: Mapping[str, Path], embedder: Embedder, *, 
     `report(done, total)` is called on this thread and may raise to stop; what is finished by then is kept. A file whose bytes no longer
     have its key, or that cannot be read, is a problem and not remembered, so that it is looked at again the next time.
     """
-    faces = known(project, files, embedder.fingerprint())
+    fingerprint = embedder.fingerprint()
+    faces = known(project, files, fingerprint)
     problems: dict[str, str] = {}
+    fresh: dict[str, tuple[Face, ...]] = {}
     missing = [key for key in files if key not in faces]
+    kept_at = time.monotonic()
     if report:
         report(len(files) - len(missing), len(files))
     with ThreadPoolExecutor(THREADS, thread_name_prefix="flenwheel-faces") as pool:
         started = {pool.submit(_look, key, files[key], embedder): key for key in missing}
         try:
             for finished in as_completed(started):
-                key = started.pop(finished)
-                _keep(project, key, finished, embedder, faces, problems)
+                _take(started.pop(finished), finished, fresh, problems)
+                if time.monotonic() - kept_at > KEPT_EVERY_S:
+                    _keep(project, fingerprint, fresh, faces)
+                    kept_at = time.monotonic()
                 if report:
-                    report(len(faces) + len(problems), len(files))
+                    report(len(faces) + len(fresh) + len(problems), len(files))
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # waits for the one or two in work
+            pool.shutdown(cancel_futures=True)  # waits for the few in work
             for finished, key in started.items():
                 if not finished.cancelled() and not finished.exception():
-                    _keep(project, key, finished, embedder, faces, problems)
+                    _take(key, finished, fresh, problems)
             raise
+        finally:
+            _keep(project, fingerprint, fresh, faces)
     return Measured(faces, problems)
 
 
@@ -68,12 +78,16 @@ def known(project: Project, keys: Iterable[str], fingerprint: str) -> dict[str, 
     return {row["image_key"]: _restored(row["found"], row["embeddings"]) for row in rows}
 
 
-def remember(project: Project, key: str, fingerprint: str, faces: tuple[Face, ...]) -> None:
-    """Keep the faces of one image."""
-    described = json.dumps([{name: value for name, value in asdict(face).items() if name != "embedding"} for face in faces])
-    embeddings = b"".join(face.embedding.astype("<f4").tobytes() for face in faces)
+def remember(project: Project, fingerprint: str, faces: Mapping[str, tuple[Face, ...]]) -> None:
+    """Keep the faces of images, by key."""
+    rows = [(key, fingerprint, *_stored(found)) for key, found in faces.items()]
     with connect(project.database) as db:
-        db.execute("INSERT OR REPLACE INTO faces VALUES (?, ?, ?, ?)", (key, fingerprint, described, embeddings))
+        db.executemany("INSERT OR REPLACE INTO faces VALUES (?, ?, ?, ?)", rows)
+
+
+def _stored(faces: tuple[Face, ...]) -> tuple[str, bytes]:
+    described = json.dumps([{name: value for name, value in asdict(face).items() if name != "embedding"} for face in faces])
+    return described, b"".join(face.embedding.astype("<f4").tobytes() for face in faces)
 
 
 def _restored(described: str, embeddings: bytes) -> tuple[Face, ...]:
@@ -103,17 +117,16 @@ def _look(key: str, path: Path, embedder: Embedder) -> tuple[Face, ...] | str:
         return str(error)
 
 
-def _keep(
-    project: Project,
-    key: str,
-    finished: Future[tuple[Face, ...] | str],
-    embedder: Embedder,
-    faces: dict[str, tuple[Face, ...]],
-    problems: dict[str, str],
-) -> None:
+def _take(key: str, finished: Future[tuple[Face, ...] | str], fresh: dict[str, tuple[Face, ...]], problems: dict[str, str]) -> None:
     seen = finished.result()
     if isinstance(seen, str):
         problems[key] = seen
     else:
-        remember(project, key, embedder.fingerprint(), seen)
-        faces[key] = seen
+        fresh[key] = seen
+
+
+def _keep(project: Project, fingerprint: str, fresh: dict[str, tuple[Face, ...]], faces: dict[str, tuple[Face, ...]]) -> None:
+    if fresh:
+        remember(project, fingerprint, fresh)
+        faces.update(fresh)
+        fresh.clear()

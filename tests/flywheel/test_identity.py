@@ -266,6 +266,80 @@ def test_the_review_sees_the_newest_scoring(album, project):
     assert identity.latest_scores(project, []) == {}
 
 
+def test_the_mean_of_all_references_is_another_set_with_its_own_reach(album):
+    dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2), c=painted((50,), seed=3), x=painted((60,), seed=4))
+    names = ["a.png", "b.png", "c.png"]
+    best, mean = (identity.references(dataset, Painted(), names, rule=rule) for rule in identity.RULES)
+    assert best.fingerprint != mean.fingerprint
+    scored = by_name(identity.score(dataset, mean, Painted()), "x")
+    assert scored.distance == pytest.approx(0.3) and scored.matched == "the mean of 3"
+    assert scored.similarity == pytest.approx(1 - 0.4 * 0.3 / (0.55 * identity.MEAN_REACH))
+    assert by_name(identity.score(dataset, best, Painted()), "x").distance == pytest.approx(0.1)
+    own = by_name(identity.score(dataset, mean, Painted()), "a")
+    assert own.distance == pytest.approx(0.3), "a reference is left out of the mean it is compared with"
+
+
+def test_another_engine_has_another_reach(album):
+    dataset = album(a=painted((10,), seed=1), x=painted((120,), seed=2))
+    wide = Painted(reach=1.1)
+    scores = identity.score(dataset, identity.references(dataset, wide, ["a.png"]), wide)
+    assert by_name(scores, "x").similarity == pytest.approx(0.6), "0.60 is where two faces stop being one person, whoever measures"
+
+
+def test_only_the_best_stay(album):
+    dataset = album(**{f"p{who:02}": painted((who,), seed=who) for who in (0, 10, 20, 30, 40, 50, 60)}, none=painted(seed=99))
+    scores = identity.score(dataset, identity.references(dataset, Painted(), ["p00.png"]), Painted())
+
+    def kept(**how):
+        return [image.stem for image in identity.split(scores, identity.floor(scores, **how)).passed.images]
+
+    assert kept() == ["p00", "p10", "p20", "p30", "p40", "p50"]
+    assert kept(best=2) == ["p00", "p10"] and kept(best=100) == kept()
+    assert kept(percent=50) == ["p00", "p10", "p20", "p30"], "half of the seven that were measured"
+    assert kept(percent=1) == [] and kept(threshold=0.9, best=4) == ["p00", "p10"], "the threshold stays a threshold"
+
+
+def test_three_ways_to_go_on(album):
+    dataset = album(
+        ref=painted((10,), seed=1),
+        sure=painted((20,), seed=2),
+        near=painted((63,), seed=3),
+        off=painted((110,), seed=4),
+        none=painted(seed=5),
+    )
+    scores = identity.score(dataset, identity.references(dataset, Painted(), ["ref.png"]), Painted())
+
+    def stems(**how):
+        parts = identity.parts(scores, **how)
+        return [[image.stem for image in part.images] for part in (parts.accepted, parts.review, parts.rejected)]
+
+    assert stems() == [["ref", "sure"], ["near", "none"], ["off"]]
+    assert stems(kept_from=0.99) == [["ref"], ["none"], ["sure", "near", "off"]]
+
+
+def test_calibration_tells_what_the_numbers_mean(album):
+    dataset = album(
+        a=painted((10,), seed=1), b=painted((25,), seed=2), c=painted((30,), seed=3), x=painted((200,), seed=4), none=painted(seed=5)
+    )
+    references = identity.references(dataset, Painted(), ["a.png", "b.png", "c.png"])
+    meaning = identity.calibrate(dataset, references, Painted())
+    assert meaning.own == {name: pytest.approx(identity.similarity(d)) for name, d in (("a.png", 0.15), ("b.png", 0.05), ("c.png", 0.05))}
+    assert meaning.others == {"x.png": 0.0}
+    assert meaning.words[0] == "Your photos agree at 0.89 to 0.96 (a.png the least)."
+    assert not any("Strangers" in line for line in meaning.words), "they were counted with dlib, not with this engine"
+    alone = identity.calibrate(dataset.keeping({dataset.images[0].key}), identity.references(dataset, Painted(), ["a.png"]), Painted())
+    assert "single photo" in alone.words[0]
+
+
+def test_images_of_any_node_are_compared_without_a_project():
+    scores = identity.compare([painted((20,)), painted((110,), (15,)), painted()], [painted((10,)), painted((30,))], Painted())
+    assert [score.state for score in scores] == ["measured", "measured", "no_face"]
+    assert scores[0].distance == pytest.approx(0.1) and scores[1].distance == pytest.approx(0.05) and scores[1].faces == 2
+    with pytest.raises(IdentityError) as caught:
+        identity.compare([painted((20,))], [painted((10,)), painted(), painted((1,), (2,))], Painted())
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["reference 2", "reference 3"]
+
+
 @pytest.mark.faces
 def test_every_picture_of_the_man_scores_above_the_other_man(project):
     embedder, records = engine(), []

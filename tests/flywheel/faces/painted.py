@@ -46,6 +46,7 @@ class Painted:
 
     version: str = "1"
     name: str = "painted"
+    reach: float = 0.55
     looks: int = 0
 
     def fingerprint(self) -> str:

@@ -1,0 +1,148 @@
+"""dlib's networks in torch: the numbers of dlib, and what happens where torch cannot give them."""
+
+import builtins
+import threading
+import time
+
+import numpy as np
+import pytest
+from comfyui_flenwheel.flywheel.faces import dlib_resnet
+from comfyui_flenwheel.flywheel.images import open_image
+
+from .portraits import engine, portraits
+
+pytestmark = pytest.mark.faces
+torch = pytest.importorskip("torch")
+from comfyui_flenwheel.flywheel.faces import torch_nets  # noqa: E402 - needs torch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def files():
+    return engine()._files
+
+
+@pytest.fixture(scope="module")
+def theirs(files):
+    return dlib_resnet.DlibNets(pytest.importorskip("dlib"), files)
+
+
+@pytest.fixture(scope="module")
+def mine(files):
+    return torch_nets.TorchNets(files["resnet"], files["cnn"], CPU)
+
+
+@pytest.fixture(scope="module")
+def chips(theirs, files, mine):
+    """Faces cut out, faces mirrored, and noise."""
+    found: list[np.ndarray] = []
+    measuring = dlib_resnet.DlibResnet(theirs._dlib, files, Spy(found, mine))
+    for path in portraits():
+        measuring.faces(open_image(path, at_least=640).image)
+    noise = np.random.default_rng(0).integers(0, 256, (2, 150, 150, 3), dtype=np.uint8)
+    return [*found, *(np.ascontiguousarray(chip[:, ::-1]) for chip in found), *noise]
+
+
+class Spy:
+    """Passes chips on and keeps them."""
+
+    name = "spy"
+
+    def __init__(self, kept, nets):
+        self.kept, self.nets = kept, nets
+
+    def descriptors(self, chips):
+        self.kept += chips
+        return self.nets.descriptors(chips)
+
+    def faces(self, pixels, confidence):
+        return self.nets.faces(pixels, confidence)
+
+
+def test_descriptors_are_dlibs_to_two_millionths(theirs, mine, chips):
+    assert len(chips) == 16
+    a, b = theirs.descriptors(chips), mine.descriptors(chips)
+    assert a.shape == b.shape == (len(chips), 128) and b.dtype == np.float32
+    assert np.linalg.norm(a - b, axis=1).max() < 3e-6
+    alone = np.concatenate([mine.descriptors([chip]) for chip in chips])
+    assert np.linalg.norm(alone - b, axis=1).max() < 3e-6, "a batch changes nothing"
+
+
+def test_the_probe_is_dlibs(theirs):
+    assert theirs.descriptors([dlib_resnet.probe()])[0, :8] == pytest.approx(dlib_resnet.PROBE, abs=1e-6)
+
+
+def test_the_detector_sees_what_dlibs_sees(theirs, mine):
+    for path in portraits()[1:3]:  # dlib takes a second each
+        image = open_image(path, at_least=512).image
+        image.thumbnail((512, 512))
+        pixels = np.asarray(image)
+        (box, sure), *others = theirs.faces(pixels, 0.6)
+        (my_box, my_sure), *my_others = mine.faces(pixels, 0.6)
+        assert not others and not my_others, path.name
+        size = box[2] - box[0]
+        assert np.abs(np.array(box) - my_box).max() < 0.15 * size and abs(sure - my_sure) < 0.15, path.name
+
+
+def test_nothing_is_seen_in_nothing(mine):
+    noise = np.random.default_rng(1).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    assert mine.faces(noise, 0.6) == [] and mine.faces(np.zeros((20, 20, 3), np.uint8), 0.6) == []
+
+
+def test_other_weights_are_refused(files, tmp_path):
+    with pytest.raises(torch_nets.UnknownWeights, match=r"shape_predictor.*install"):
+        torch_nets.ResNet(files["points"], CPU)
+    cut = tmp_path / "cut.dat"
+    cut.write_bytes(files["cnn"].read_bytes()[:5000])
+    with pytest.raises(torch_nets.UnknownWeights):
+        torch_nets.Detector(cut, CPU)
+
+
+def test_numbers_that_are_not_dlibs_are_not_used(theirs, files, monkeypatch):
+    assert dlib_resnet._nets(theirs._dlib, files).name.startswith("torch")
+    monkeypatch.setattr(dlib_resnet, "PROBE", tuple(value + 0.01 for value in dlib_resnet.PROBE))
+    assert dlib_resnet._nets(theirs._dlib, files).name == "dlib"
+
+
+def test_without_torch_dlib_measures_and_says_so_in_its_fingerprint(theirs, files, monkeypatch):
+    real = builtins.__import__
+
+    def no_torch(name, globals=None, locals=None, fromlist=(), level=0):
+        if "torch_nets" in (fromlist or ()):
+            raise ImportError("No module named 'torch'")
+        return real(name, globals, locals, fromlist, level)
+
+    monkeypatch.setattr(builtins, "__import__", no_torch)
+    slow = dlib_resnet.DlibResnet(theirs._dlib, files)
+    assert slow.nets.name == "dlib"
+    monkeypatch.undo()
+    fast = engine()
+    assert fast.nets.name.startswith("torch") and slow.fingerprint() != fast.fingerprint()
+    photo = open_image(portraits()[0], at_least=1024).image
+    assert np.linalg.norm(slow.faces(photo)[0].embedding - fast.faces(photo)[0].embedding) < 3e-6
+
+
+def test_measuring_never_holds_python_for_long(mine, chips):
+    """What dlib's own networks do for 70 ms a face and a second a picture, during which ComfyUI's page stands still."""
+    waits: list[float] = []
+    stop = threading.Event()
+
+    def tick():
+        last = time.perf_counter()
+        while not stop.is_set():
+            time.sleep(0.002)
+            now = time.perf_counter()
+            waits.append(now - last)
+            last = now
+
+    pixels = np.random.default_rng(2).integers(0, 256, (400, 512, 3), dtype=np.uint8)
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    began = time.perf_counter()
+    while time.perf_counter() - began < 1.5:
+        mine.descriptors(chips)
+        mine.faces(pixels, 0.6)
+    stop.set()
+    ticker.join()
+    assert len(waits) > 100 and float(np.percentile(waits, 98)) < 0.05

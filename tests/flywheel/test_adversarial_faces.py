@@ -1,0 +1,125 @@
+"""What a hard set of real pictures comes to, made from the demo portraits: each trap has one stated outcome."""
+
+import pytest
+from comfyui_flenwheel.flywheel import identity
+from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
+from comfyui_flenwheel.flywheel.errors import IdentityError
+from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes, write_whole
+from comfyui_flenwheel.flywheel.project import open_project
+from PIL import Image, ImageFilter, ImageOps
+
+from .faces.portraits import engine, portraits
+
+pytestmark = pytest.mark.faces
+CANVAS = 768
+
+
+@pytest.fixture(scope="module")
+def people():
+    return {path.stem: _fitted(open_image(path, at_least=CANVAS).image, CANVAS) for path in portraits()}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return open_project(tmp_path_factory.mktemp("faces"), "Hard", instance_token="ohwx_char", class_noun="person")
+
+
+@pytest.fixture
+def album(project):
+    def make(**pictures: Image.Image) -> Dataset:
+        records = []
+        for name, image in pictures.items():
+            path = project.stage("source").folder / f"{name}.png"
+            write_whole(path, png_bytes(image))
+            records.append(ImageRecord(content_key(path), project.relative(path), *image.size, ""))
+        return Dataset(project, "source", tuple(records))
+
+    return make
+
+
+def _fitted(image: Image.Image, px: int) -> Image.Image:
+    scale = px / max(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _beside(one: Image.Image, other: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (one.width + other.width, max(one.height, other.height)), "grey")
+    sheet.paste(one, (0, 0))
+    sheet.paste(other, (one.width, 0))
+    return sheet
+
+
+def _with_face_of(image: Image.Image, px: int) -> Image.Image:
+    """The person small in a large empty picture: the face `px` wide."""
+    face = engine().faces(image)[0]
+    small = image.resize((round(image.width * px / face.width), round(image.height * px / face.width)), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (CANVAS, CANVAS), (120, 130, 125))
+    sheet.paste(small, (200, 200))
+    return sheet
+
+
+def _scores(dataset: Dataset, names: list[str]) -> dict[str, identity.IdentityScore]:
+    scores = identity.score(dataset, identity.references(dataset, engine(), names), engine())
+    return {image.stem: scores.by_key[image.key] for image in dataset.images}
+
+
+REFERENCES = ("obama", "obama2", "obama3")
+
+
+def test_a_wrong_person_among_three_references_is_pointed_at(album, people):
+    dataset = album(**{name: people[name] for name in ("obama", "obama2", "biden", "obama3")})
+    references = identity.references(dataset, engine(), ["obama.png", "obama2.png", "biden.png"])
+    assert any(note.startswith("biden.png looks like none of the other references") for note in references.notes)
+    chosen = identity.references(dataset, engine())
+    assert "biden.png" not in chosen.names and any(note.startswith("biden.png does not look like the other") for note in chosen.notes)
+    meaning = identity.calibrate(dataset, chosen, engine())
+    assert set(meaning.own) == {f"{name}.png" for name in REFERENCES} and set(meaning.others) == {"biden.png"}
+    assert min(meaning.own.values()) > identity.THRESHOLD > meaning.others["biden.png"]
+
+
+def test_two_people_in_every_picture(album, people):
+    pairs = {f"pair_{name}": _beside(people[name], people["biden"]) for name in ("obama", "obama2")}
+    dataset = album(**{name: people[name] for name in REFERENCES}, **pairs, alone=people["biden"])
+    scored = _scores(dataset, [f"{name}.png" for name in REFERENCES])
+    for name in pairs:
+        assert scored[name].faces == 2, "a second person is counted"
+        assert scored[name].similarity > identity.MATCH, "any face may be the one"
+    assert scored["alone"].similarity < identity.REVIEW
+    with pytest.raises(IdentityError, match="2 faces"):
+        identity.references(dataset, engine(), ["pair_obama.png"])
+
+
+def test_small_faces_are_identified_down_to_40_px_and_refused_below(album, people):
+    sizes = (20, 28, 50, 60)
+    dataset = album(**{name: people[name] for name in REFERENCES}, **{f"px{px}": _with_face_of(people["obama2"], px) for px in sizes})
+    scored = _scores(dataset, ["obama.png", "obama3.png"])
+    assert scored["px20"].similarity is None and scored["px28"].similarity is None
+    for px in (50, 60):
+        score = scored[f"px{px}"]
+        assert score.similarity is None or score.similarity > identity.THRESHOLD, "small is no reason to call him another man"
+
+
+def test_a_restyled_face_is_never_called_a_match_for_a_stranger(album, people):
+    def restyled(image: Image.Image) -> dict[str, Image.Image]:
+        return {
+            "poster": ImageOps.posterize(image, 2),
+            "paint": image.filter(ImageFilter.ModeFilter(11)),
+            "blur": image.filter(ImageFilter.GaussianBlur(10)),
+            "sketch": ImageOps.grayscale(image).filter(ImageFilter.FIND_EDGES).convert("RGB"),
+        }
+
+    made = {f"{who}_{way}": image for who in ("obama2", "biden") for way, image in restyled(people[who]).items()}
+    dataset = album(**{name: people[name] for name in REFERENCES}, **made)
+    scored = _scores(dataset, ["obama.png", "obama3.png"])
+    strangers = [score for name, score in scored.items() if name.startswith("biden_")]
+    assert all(score.similarity is None or score.similarity < identity.THRESHOLD for score in strangers)
+    assert scored["obama2_blur"].similarity is None, "what is blurred away is not measured"
+    assert scored["obama2_sketch"].similarity is None or scored["obama2_sketch"].similarity < 1
+    kept = identity.parts(identity.score(dataset, identity.references(dataset, engine(), ["obama.png", "obama3.png"]), engine()))
+    assert not {image.stem for image in kept.rejected.images} & {name for name, score in scored.items() if score.similarity is None}
+
+
+def test_a_mirrored_duplicate_matches_and_is_another_image(album, people):
+    dataset = album(**{name: people[name] for name in REFERENCES}, mirrored=ImageOps.mirror(people["obama2"]))
+    scored = _scores(dataset, [f"{name}.png" for name in REFERENCES])
+    assert scored["mirrored"].similarity > identity.MATCH and scored["mirrored"].matched == "obama2.png"
