@@ -111,12 +111,37 @@ _SEGMENTS: dict[str, re.Pattern[str]] = {  # what an earlier edit or the caption
 }
 
 
+_CARD_VIEW = re.compile(
+    r"\bchange the view to (?:the |an? )?((?:front|half-left|half-right|profile-left|profile-right|side) view)\b(?: with an? (\w+ expression)\b)?",
+    re.IGNORECASE,
+)
+_CARD_BODY = re.compile(r"\bshow the (full body [^,]+), ((?:front|side) view), ((?:[\w-]+ )+background)", re.IGNORECASE)
+_SAID_OF_VIEW = re.compile(r"(?:front|half-left|half-right|profile(?:-left|-right)?|side) view|seen (?:[\w-]+ ){0,8}[\w-]+", re.IGNORECASE)
+_SAID_OF_FACE = re.compile(r"[\w-]+ expression|smiling|angry|sad", re.IGNORECASE)
+
+
+def _card_caption(caption: str, prompt: str) -> str:
+    """The caption of an image that the model card's prompts ask for (data/card_23.json); empty for any other prompt.
+
+    View and expression replace what the caption said of them. In a full-body picture nobody can tell the expression, so it is left out.
+    """
+    view, body = _CARD_VIEW.search(prompt), _CARD_BODY.search(prompt)
+    if not (view or body):
+        return ""
+    first, *parts = [part.strip() for part in caption.rstrip(" .,").split(",")]
+    said = [words for words in (view.groups()[::-1] if view else body.groups() if body else ()) if words]
+    outdated = [_SAID_OF_VIEW, *([_SAID_OF_FACE] if body or len(said) == 2 else []), *([_SEGMENTS["background"]] if body else [])]
+    return ", ".join([first, *said, *(part for part in parts if not any(segment.fullmatch(part) for segment in outdated))])
+
+
 def edited_caption(caption: str, prompt: str) -> str:
     """The caption that is true of the edited image.
 
-    Background, lighting and camera replace what the caption's later parts say of them, or are appended; a style rewrites the leading
+    The model card's prompts (view, expression, full body) replace what the caption says of these. Background, lighting and camera replace what the caption's later parts say of them, or are appended; a style rewrites the leading
     "photo of". The caption's first part, where token and class noun stand, keeps all other words. "other" changes nothing.
     """
+    if on_card := _card_caption(caption, prompt):
+        return on_card
     wish = parse(prompt)
     if wish.kind == "other":
         return caption

@@ -1,8 +1,9 @@
-"""Is a photograph good enough to train on? Figures, bounds and sentences; nothing is changed or thrown away here."""
+"""Is a photograph good enough to train on, and how does it show the character? Figures, bounds and sentences; nothing is changed or thrown
+away here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,15 @@ FACE_PX, TINY_FACE_PX = 80, 40  # narrower faces carry little, or no, likeness
 SHORT_PX, TINY_PX = 512, 256  # shorter side; trainers use 512 to 1024
 CUT_OFF = 0.05  # share of a face's width that may lie beyond the edge
 NEAR_DUPLICATE_BITS = 6  # of 64: JPEG at quality 20 differs by 3, distinct pictures by 14 and more
+FRONT_DEGREES, PROFILE_DEGREES = 13, 45  # a head turned less is called front, one turned further profile; between them half
+HEAD_ROOM, BUST_ROOM, HALF_ROOM = 0.6, 3.5, 7.0  # faces that fit below the chin; a standing adult needs about nine down to the feet
+
+UNKNOWN = "unknown"
+ANGLES = ("profile-left", "half-left", "front", "half-right", "profile-right")  # left and right are the viewer's
+EXPRESSIONS = ("neutral", "smiling", "angry", "sad")  # the last two are for people to say: nothing here proposes them
+FRAMINGS = ("head", "bust", "half body", "full body")
+
+_BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,8 @@ class Figures:
 class PhotoQuality:
     """How good a photograph is. The figures come from the face where there is one, because that is what must be sharp and well lit.
 
-    `faces` counts those the picture is about; None means nobody looked. `problems` are sentences with the figure and its bound.
+    `faces` counts those the picture is about; None means nobody looked. `problems` are sentences with the figure and its bound; `measures`
+    say every figure with its bound, also where all is well.
     """
 
     width: int
@@ -58,6 +69,35 @@ class PhotoQuality:
     faces: int | None
     verdict: Verdict
     problems: tuple[str, ...]
+    measures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a picture shows the character: one of ANGLES, EXPRESSIONS and FRAMINGS, or unknown. `measures` say what each was read from."""
+
+    angle: str = UNKNOWN
+    expression: str = UNKNOWN
+    framing: str = UNKNOWN
+    measures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A picture that shows almost the same as others. `kept` is the best of them, `nearest` the one it differs least from, in `bits` of 64."""
+
+    kept: str
+    nearest: str
+    bits: int
+    mirrored: bool
+
+    def __str__(self) -> str:
+        way = ", mirrored" if self.mirrored else ""
+        through = "" if self.nearest == self.kept else f"; {self.kept} is the best of them"
+        return (
+            f"almost the same picture as {self.nearest}{way} ({self.bits} of 64 bits differ, up to {NEAR_DUPLICATE_BITS} count as one)"
+            f"{through}"
+        )
 
 
 def figures(image: Image.Image) -> Figures:
@@ -103,35 +143,110 @@ def assess(measured: Figures, faces: tuple[Face, ...] | None) -> PhotoQuality:
         None if faces is None else len(seen),
         "low" if bad else "medium" if doubtful else "high",
         (*bad, *doubtful),
+        tuple(_measures(measured, face)),
     )
 
 
-def near_duplicates(measured: Mapping[str, Figures]) -> dict[str, str]:
-    """Photographs that show almost the same picture, also mirrored: name of each surplus one to the name of the one to keep.
+def view(faces: tuple[Face, ...] | None, height: int) -> View:
+    """How the widest face of a picture of `height` px is seen.
+
+    The angle is coarse: it was fitted up to 45 degrees and calls larger turns too small. A face that only the CNN sees is a profile, covered
+    or hard to see: its angle stays unknown, for a person to say. A smile with closed lips is often missed. The framing says how much of a
+    body has room below the face, not that a body is there.
+    """
+    seen = prominent(faces or ())
+    if not seen:
+        return View()
+    face = seen[0]
+    framing, room = _framing(face, height)
+    bounds = f"head below {HEAD_ROOM:g}, bust below {BUST_ROOM:g}, half body below {HALF_ROOM:g}"
+    below = f"{framing}: room for {room:.1f} faces below the chin ({bounds})"
+    if face.yaw is None:
+        return View(framing=framing, measures=(f"angle and expression unknown: {face.doubt}", below))
+    angle, degrees = _angle(face.yaw), abs(face.yaw) * 90
+    side = f" to the viewer's {'left' if face.yaw < 0 else 'right'}" if angle != "front" else ""
+    untested = ", a bound beyond which it was never tested" if degrees >= PROFILE_DEGREES else ""
+    turned = f"{angle}: turned {degrees:.0f} degrees{side} (front below {FRONT_DEGREES}, profile from {PROFILE_DEGREES}{untested})"
+    return View(angle, "smiling" if face.smiling else "neutral", framing, (turned, below))
+
+
+def near_duplicates(measured: Mapping[str, Figures]) -> dict[str, Twin]:
+    """Photographs that show almost the same picture, also mirrored: each surplus one and its twin.
 
     Pictures linked through others count as one group; its best is the largest, then the sharpest.
     """
-    best: dict[str, str] = {}
-    left = list(measured)
+    names = list(measured)
+    plain = np.array([shown.hash for shown in measured.values()], dtype=np.uint64)
+    mirrored = np.array([shown.mirror_hash for shown in measured.values()], dtype=np.uint64)
+    twins: dict[str, Twin] = {}
+    left = list(range(len(names)))
     while left:
         group = [left.pop(0)]
-        for name in group:  # grows while it is walked
-            linked = [other for other in left if _alike(measured[name], measured[other])]
-            group += linked
-            left = [other for other in left if other not in linked]
-        kept = max(group, key=lambda name: (measured[name].width * measured[name].height, measured[name].sharpness))
-        best.update({name: kept for name in group if name != kept})
-    return best
+        for index in group:  # grows while it is walked
+            others = np.array(left, dtype=np.intp)
+            near = np.minimum(_bits(plain[index] ^ plain[others]), _bits(mirrored[index] ^ plain[others])) <= NEAR_DUPLICATE_BITS
+            group += others[near].tolist()
+            left = others[~near].tolist()
+        best = max(
+            group, key=lambda index: (measured[names[index]].width * measured[names[index]].height, measured[names[index]].sharpness)
+        )
+        for index in group:
+            if index != best:
+                twins[names[index]] = _twin(index, best, [other for other in group if other != index], names, plain, mirrored)
+    return twins
+
+
+def _twin(index: int, best: int, others: list[int], names: list[str], plain: np.ndarray, mirrored: np.ndarray) -> Twin:
+    """The nearest of a group; the best one, where it is as near as any other within the bound."""
+    straight, turned = _bits(plain[index] ^ plain[others]), _bits(mirrored[index] ^ plain[others])
+    bits = np.minimum(straight, turned)
+    place = others.index(best)
+    if bits[place] > NEAR_DUPLICATE_BITS:
+        place = int(bits.argmin())
+    return Twin(names[best], names[others[place]], int(bits[place]), bool(turned[place] < straight[place]))
+
+
+def _bits(words: np.ndarray) -> np.ndarray:
+    """How many bits are set in each of (n,) 64-bit words."""
+    return _BITS[words.view(np.uint8)].reshape(len(words), 8).sum(axis=1)
 
 
 def is_cut_off(face: Face, measured: Figures) -> bool:
     """Whether a face reaches over the edge of its picture."""
+    return _beyond(face, measured) > CUT_OFF
+
+
+def _beyond(face: Face, measured: Figures) -> float:
+    """How far a face reaches over the edge, as a share of its width."""
     left, top, right, bottom = face.box
-    return max(-left, -top, right - measured.width, bottom - measured.height) > CUT_OFF * face.width
+    return max(-left, -top, right - measured.width, bottom - measured.height) / max(1, face.width)
 
 
-def _alike(one: Figures, other: Figures) -> bool:
-    return min((one.hash ^ other.hash).bit_count(), (one.mirror_hash ^ other.hash).bit_count()) <= NEAR_DUPLICATE_BITS
+def _angle(yaw: float) -> str:
+    degrees = abs(yaw) * 90
+    if degrees < FRONT_DEGREES:
+        return "front"
+    return f"{'profile' if degrees >= PROFILE_DEGREES else 'half'}-{'left' if yaw < 0 else 'right'}"
+
+
+def _framing(face: Face, height: int) -> tuple[str, float]:
+    """What has room in the picture, and how many faces fit between chin and lower edge."""
+    room = max(0.0, height - face.box[3]) / max(1, face.box[3] - face.box[1])
+    return next(
+        (name for name, bound in zip(FRAMINGS, (HEAD_ROOM, BUST_ROOM, HALF_ROOM), strict=False) if room < bound), FRAMINGS[-1]
+    ), room
+
+
+def _measures(measured: Figures, face: Face | None) -> Iterator[str]:
+    yield f"{measured.width} x {measured.height} px (shorter side at least {SHORT_PX})"
+    if face is None:
+        yield f"sharpness {measured.sharpness:.0f} on the whole picture (at least {SHARP_PICTURE:.0f})"
+        yield f"brightness {measured.luma:.0f} ({DARK:.0f} to {BRIGHT:.0f})"
+        return
+    yield f"face {face.width} px wide (at least {FACE_PX})"
+    yield f"sharpness {face.sharpness:.0f} on the face (at least {SOFT_FACE:.0f})"
+    yield f"brightness {face.luma:.0f} ({DARK:.0f} to {BRIGHT:.0f})"
+    yield f"{face.clipped_high:.0%} white (at most {CLIPPED_HIGH:.0%}), {face.clipped_low:.0%} black (at most {CLIPPED_LOW:.0%})"
 
 
 def _size_problems(measured: Figures, face: Face | None) -> tuple[list[str], list[str]]:
@@ -146,7 +261,7 @@ def _size_problems(measured: Figures, face: Face | None) -> tuple[list[str], lis
         sentence = f"the face is only {face.width} px wide (at least {FACE_PX} are wanted)"
         (bad if face.width < TINY_FACE_PX else doubtful).append(sentence)
     if face and is_cut_off(face, measured):
-        doubtful.append("the face is cut off by the edge of the picture")
+        doubtful.append(f"the face is cut off: {_beyond(face, measured):.0%} of its width lies beyond the edge (at most {CUT_OFF:.0%} may)")
     return bad, doubtful
 
 

@@ -275,3 +275,61 @@ def _wrapped(text: str, px: int, width: float, *, lines: int = 3) -> list[str]:
         wrapped.append(_cut(" ".join(words[:count]), px, width))
         words = words[count:]
     return wrapped
+
+
+@dataclass(frozen=True, slots=True)
+class MapCell:
+    """One cell of a map: the best picture that fills it, how many do, and a word below. Without pictures it is shown as missing."""
+
+    count: int
+    image: Image.Image | None = None
+    words: str = ""
+
+
+def coverage_map(
+    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[MapCell]]], *, title: str = "", cell_px: int = 160
+) -> Image.Image:
+    """A table of cells under column names, row names at the left; green frames are covered, red broken ones are missing. A row may be shorter."""
+    margin, under, top = 150, LINE_PX * 2 + 8, 54 if title else GAP
+    head = LINE_PX + 8 if any(columns) else 0
+    width = max([len(columns), *(len(cells) for _, cells in rows)])
+    sheet = Image.new("RGB", (margin + width * (cell_px + GAP), top + head + len(rows) * (cell_px + under + GAP)), GROUND)
+    pen = ImageDraw.Draw(sheet)
+    if title:
+        pen.text((GAP + 2, 14), _cut(title, 22, sheet.width - 2 * GAP - 4), TEXT, _font(22))
+    for number, name in enumerate(columns):
+        pen.text((margin + number * (cell_px + GAP) + cell_px / 2, top + 4), _cut(name, 17, cell_px), TEXT, _font(17), anchor="mt")
+    for row, (name, cells) in enumerate(rows):
+        y = top + head + row * (cell_px + under + GAP)
+        for number, line in enumerate(_wrapped(name, 17, margin - 2 * GAP)):
+            pen.text((GAP, y + cell_px / 2 - LINE_PX + LINE_PX * number), line, TEXT, _font(17))
+        for column, cell in enumerate(cells):
+            _draw_cell(sheet, pen, cell, (margin + column * (cell_px + GAP), y), cell_px, under)
+    return sheet
+
+
+def _draw_cell(sheet: Image.Image, pen: ImageDraw.ImageDraw, cell: MapCell, corner: tuple[int, int], cell_px: int, under: int) -> None:
+    x, y = corner
+    pen.rectangle([x, y, x + cell_px - 1, y + cell_px + under - 1], CELL)
+    if cell.image:
+        small = _shrunk(Tile(cell.image), cell_px).image
+        sheet.paste(small, (x + (cell_px - small.width) // 2, y + (cell_px - small.height) // 2))
+    colour, line = (GREEN if cell.count else RED), y + cell_px + 4
+    if cell.count:
+        pen.rectangle([x - 1, y - 1, x + cell_px, y + cell_px + under], outline=colour, width=3)
+    else:
+        _draw_broken_frame(pen, (x, y, x + cell_px - 1, y + cell_px + under - 1), colour)
+        pen.text((x + cell_px / 2, y + cell_px / 2), "missing", colour, _font(18), anchor="mm")
+    counted = f"{cell.count} picture{'' if cell.count == 1 else 's'}" if cell.count else ""
+    for number, words in enumerate((counted, cell.words)):
+        pen.text((x + 8, line + LINE_PX * number), _cut(words, TEXT_PX, cell_px - 16), colour if number == 0 else SOFT, _font(TEXT_PX))
+
+
+def _draw_broken_frame(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour) -> None:
+    left, top, right, bottom = box
+    for x in range(left, right, 14):
+        for y in (top, bottom):
+            pen.line([x, y, min(x + 8, right), y], colour, 2)
+    for y in range(top, bottom, 14):
+        for x in (left, right):
+            pen.line([x, y, x, min(y + 8, bottom)], colour, 2)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from comfyui_flenwheel.flywheel import curate as curation
 from comfyui_flenwheel.flywheel import images
-from comfyui_flenwheel.flywheel.curate import CAPTION, curate, edits_fingerprint, photos_in
+from comfyui_flenwheel.flywheel.curate import CAPTION, curate, edits_fingerprint, photos_in, said_of_sources, set_captions
 from comfyui_flenwheel.flywheel.errors import DatasetError, PromptError, StorageError
 from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes
 from comfyui_flenwheel.flywheel.project import open_project
@@ -187,6 +187,109 @@ def test_the_edits_fingerprint_sees_people_only(project, album):
     assert edits_fingerprint(project) not in (clean, edited)
 
 
+# --- captions in two places
+
+
+def text_of(project, filename):
+    return (project.stage("source").folder / filename).with_suffix(".txt")
+
+
+def agreeing(project):
+    """Captions by file name, where metadata.json and the .txt files say the same."""
+    described = {entry["filename"]: entry["caption"] for entry in metadata(project)["images"]}
+    assert {name: text_of(project, name).read_text(encoding="utf-8").strip() for name in described} == described
+    return described
+
+
+def test_each_photo_has_its_caption_beside_it(project, album):
+    run(project, album)
+    assert agreeing(project)["source_002.png"] == "photo of ohwx_char person, neutral expression, half-left view"
+    run(project, album, caption_template="{token} {noun}")
+    assert set(agreeing(project).values()) == {"ohwx_char person"}
+
+
+def test_a_caption_may_be_edited_in_either_place(project, album):
+    run(project, album)
+    clean = edits_fingerprint(project)
+    text_of(project, "source_001.png").write_text("ohwx_char person on a horse\n")
+    edited = edits_fingerprint(project)
+    assert edited != clean, "the node runs again"
+    edit(project, "source_002.png", caption="ohwx_char person in a boat")
+    text_of(project, "source_003.png").unlink()
+    for template in (CAPTION, "{token} {noun}", CAPTION):
+        captions = [image.caption for image in run(project, album, caption_template=template).dataset.images]
+        assert captions[:2] == ["ohwx_char person on a horse", "ohwx_char person in a boat"]
+        assert agreeing(project)["source_001.png"] == "ohwx_char person on a horse"
+    text_of(project, "source_002.png").write_text("ohwx_char person in a red boat")
+    assert run(project, album).dataset.images[1].caption == "ohwx_char person in a red boat"
+    assert agreeing(project)
+
+
+def test_a_caption_edited_in_both_places_is_refused_and_kept(project, album):
+    run(project, album)
+    edit(project, "source_001.png", caption="one")
+    text_of(project, "source_001.png").write_text("two")
+    with pytest.raises(DatasetError, match=r"source_001\.txt and metadata\.json were both changed"):
+        run(project, album)
+    assert metadata(project)["images"][0]["caption"] == "one" and text_of(project, "source_001.png").read_text() == "two"
+
+
+def test_a_crash_between_the_two_files_loses_nobodys_words(project, album, monkeypatch):
+    run(project, album)
+    edit(project, "source_001.png", caption="ohwx_char person on a horse")
+
+    def crash(*_):
+        raise Cancelled
+
+    with monkeypatch.context() as patched:
+        patched.setattr(curation, "_write", crash)
+        with pytest.raises(Cancelled):
+            run(project, album, caption_template="{token} {noun}")
+    assert text_of(project, "source_002.png").read_text() == "ohwx_char person\n", "the texts were written, metadata.json was not"
+    for template in ("{token} {noun}", CAPTION):
+        captions = [image.caption for image in run(project, album, caption_template=template).dataset.images]
+        assert captions[0] == "ohwx_char person on a horse"
+    assert agreeing(project)
+
+
+def test_set_captions_writes_both_or_nothing(project, album):
+    run(project, album)
+    set_captions(project, {"source_004.png": "ohwx_char person asleep"})
+    assert agreeing(project)["source_004.png"] == "ohwx_char person asleep"
+    assert run(project, album, caption_template="{token} {noun}").dataset.images[3].caption == "ohwx_char person asleep"
+    with pytest.raises(DatasetError) as caught:
+        set_captions(project, {"source_001.png": "fine", "source_002.png": " ", "nobody.png": "x"})
+    assert len(caught.value.problems) == 2 and agreeing(project)["source_001.png"] == "ohwx_char person"
+
+
+def test_people_say_framing_setting_and_pose(project, album):
+    run(project, album)
+    edit(project, "source_001.png", setting="in a kitchen", framing="full body", pose="standing")
+    curated = run(project, album, caption_template="{token} {noun}, {framing}, {setting}, {angle} view")
+    assert curated.photos[0].framing == "full body"
+    assert curated.dataset.images[0].caption == "ohwx_char person, full body, in a kitchen, front view"
+    assert curated.dataset.images[1].caption == "ohwx_char person, bust, half-left view"
+    said = said_of_sources(project)[curated.dataset.images[0].key]
+    assert (said["filename"], said["pose"], said["setting"]) == ("source_001.png", "standing", "in a kitchen")
+
+
+def test_a_project_of_an_older_version_goes_on(project, album):
+    run(project, album)
+    document = metadata(project)
+    for entry in document["images"]:
+        for name in ("framing", "setting", "pose", "measures", "caption_in_txt"):
+            entry.pop(name), entry["guessed"].pop(name, None)
+        text_of(project, entry["filename"]).unlink()
+    document["images"][0]["caption"] = "mine"
+    project.stage("source").metadata.write_text(json.dumps(document), encoding="utf-8")
+    curated = run(project, album)
+    assert curated.dataset.images[0].caption == "mine" and len(curated.dataset.images) == 12
+    assert agreeing(project)["source_001.png"] == "mine" and metadata(project)["images"][0]["framing"] == "bust"
+
+
+# --- damage
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -194,6 +297,8 @@ def test_the_edits_fingerprint_sees_people_only(project, album):
         (lambda text: "[]", "no list of images"),
         (lambda text: text.replace('"angle": "front"', '"angle": ""'), "entry 1: angle is empty"),
         (lambda text: text.replace('"usable": true', '"usable": "yes"'), "usable must be true or false"),
+        (lambda text: text.replace('"setting": "unknown"', '"setting": ["a kitchen"]', 1), "entry 1: setting must be text"),
+        (lambda text: text.replace('"odd": false', '"odd": "no"', 1), "entry 1: odd must be true or false"),
         (lambda text: text.replace('"filename": "source_002.png"', '"filename": "../../x.png"'), "no file name of this dataset"),
     ],
 )
@@ -294,7 +399,99 @@ def orientation(value: int) -> Image.Exif:
     return exif
 
 
+# --- where it was taken
+
+
+def with_place(path, **tags):
+    exif = Image.Exif()
+    exif.update({getattr(images, tag): value for tag, value in tags.items()})
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0)})
+    picture(3, (640, 512)).save(path, exif=exif)
+    return path
+
+
+def exif_of(path):
+    with Image.open(path) as opened:
+        exif = opened.getexif()
+        return {**exif, **exif.get_ifd(0x8825)}
+
+
+def test_the_copy_of_a_photo_forgets_where_it_was_taken_and_no_pixel_changes(project, folder):
+    path = with_place(folder / "holiday.jpg")
+    before = path.read_bytes()
+    (photo,) = run(project, folder).photos
+    copy = project.path(photo.record.path)
+    assert copy.suffix == ".jpg" and not exif_of(copy) and exif_of(path) and path.read_bytes() == before
+    assert open_image(copy).image.tobytes() == open_image(path).image.tobytes()
+    assert photo.treatments == ("place and other metadata left out of the copy, pixels unchanged",)
+    assert run(project, folder).photos == (photo,), "and says so every time"
+
+
+def test_the_place_is_kept_only_when_asked_for_and_that_is_told(project, folder):
+    path = with_place(folder / "holiday.jpg")
+    (kept,) = run(project, folder, keep_place=True).photos
+    copy = project.path(kept.record.path)
+    assert copy.read_bytes() == path.read_bytes() and "still says where the photo was taken" in kept.treatments[0]
+    edit(project, kept.record.name, caption="ohwx_char person at sea")
+    assert "still says" in run(project, folder).photos[0].treatments[0], (
+        "labels hang on its bytes: it is not exchanged behind anyone's back"
+    )
+    copy.unlink()
+    (without,) = run(project, folder).photos
+    assert without.record.name == kept.record.name and without.record.caption == "ohwx_char person at sea"
+    assert not exif_of(copy)
+
+
+def test_a_turned_photo_becomes_a_png_without_its_place(project, folder):
+    with_place(folder / "turned.jpg", EXIF_ORIENTATION=6)
+    (photo,) = run(project, folder).photos
+    copy = project.path(photo.record.path)
+    assert copy.suffix == ".png" and "rotated as its EXIF says" in photo.treatments and not exif_of(copy)
+
+
+def test_copies_of_an_older_version_that_know_the_place_are_named(project, folder):
+    with_place(folder / "holiday.jpg")
+    run(project, folder, keep_place=True)
+    document = metadata(project)
+    document["images"][0] |= {"treatments": []}
+    document["images"][0].pop("caption_in_txt")
+    project.stage("source").metadata.write_text(json.dumps(document), encoding="utf-8")
+    assert "still says where the photo was taken" in run(project, folder).photos[0].treatments[0]
+
+
+# --- the odd one out
+
+
+def test_the_odd_one_out_is_pointed_at_and_stays(project, album):
+    (album / "somebody else.png").write_bytes(painted_png((200, 200, 0, 0, 100), seed=40))
+    curated = run(project, album)
+    (odd,) = (photo for photo in curated.photos if photo.odd)
+    assert odd.original == "somebody else.png" and odd.problems[0].startswith(
+        "odd one out: it does not look like the other photos (nearest at"
+    )
+    assert f"faces up to {Painted().reach:.2f} apart count as one person" in odd.problems[0]
+    assert odd.usable and len(curated.dataset.images) == 13
+    entry = next(entry for entry in metadata(project)["images"] if entry["filename"] == odd.record.name)
+    assert entry["problems"][0] == odd.problems[0]
+    assert [photo.odd for photo in run(project, album).photos] == [photo.odd for photo in curated.photos]
+
+
+def test_two_people_of_equal_share_are_told_before_anything_is_made(project, folder):
+    for number, who in enumerate((10, 10, 200, 200)):
+        (folder / f"{number}.png").write_bytes(painted_png((who, 200, 0, 0, 100), seed=number))
+    curated = run(project, folder)
+    assert not any(photo.odd for photo in curated.photos)
+    assert any("not clear which of these people" in note for note in curated.notes)
+
+
 # --- faces, captions, criteria
+
+
+def test_faults_of_captions_are_in_the_notes(project, album):
+    curated = run(project, album, caption_template="{token} {token} {noun} with brown hair, {angle} view")
+    told = [note for note in curated.notes if note.startswith("captions: ")]
+    assert len(told) == 2 and "more than once" in told[0] and "'brown hair' is said in 12 of 12" in told[1]
+    assert not any(note.startswith("captions: ") for note in run(project, album).notes)
 
 
 def test_without_a_face_engine_curation_works_and_says_so(project, album):
@@ -371,7 +568,7 @@ def test_a_stop_in_the_middle_leaves_nothing_twice(project, album):
             run(project, album, report=report)
     (album / "000.png").write_bytes(painted_png(FRONT, seed=90))  # sorts before those that have a number already
     curated = run(project, album)
-    assert len(list(project.stage("source").folder.glob("source_*"))) == 13 == len(curated.dataset.images)
+    assert len(list(project.stage("source").folder.glob("source_*.png"))) == 13 == len(curated.dataset.images)
     assert record(curated, "IMG 0.png").name == "source_001.png" and record(curated, "000.png").name == "source_013.png"
 
 
@@ -424,4 +621,8 @@ def test_the_portraits(project):
     assert angles["obama.jpg"] == angles["biden.jpg"] == "front" and angles["obama2.jpg"] == "half-left"
     assert smiles == {"obama.jpg", "obama_partial_face.jpg", "obama_partial_face2.jpg"}
     assert len(curated.dataset.images) == 7 and all(photo.quality.verdict != "low" for photo in curated.photos)
-    assert sum("almost the same picture" in problem for photo in curated.photos for problem in photo.problems) == 1  # 32bit.png is obama2
+    twins = [problem for photo in curated.photos for problem in photo.problems if "almost the same picture" in problem]
+    assert len(twins) == 1 and "of 64 bits differ" in twins[0]  # 32bit.png is obama2
+    assert [photo.original for photo in curated.photos if photo.odd] == ["biden.jpg"]
+    framings = {photo.original: photo.framing for photo in curated.photos}
+    assert framings["biden.jpg"] == framings["obama3.jpg"] == "half body" and framings["obama.jpg"] == "bust"

@@ -1,5 +1,6 @@
 import pytest
 from comfyui_flenwheel.flywheel import prompts
+from comfyui_flenwheel.flywheel.coverage import card
 from comfyui_flenwheel.flywheel.instructions import Instruction, edited_caption, parse, seen_from
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,3 +106,35 @@ def test_directions_have_words(value: str, words: str) -> None:
 @given(st.text(max_size=80), st.sampled_from(["Change background to {}", "Change lighting to {}", "make it look like {}", "{}"]))
 def test_token_and_class_noun_survive_any_prompt(words: str, template: str) -> None:
     assert "ohwx_char person" in edited_caption(CAPTION, template.format(words))
+
+
+@pytest.mark.parametrize(
+    ("caption", "slot", "expected"),
+    [
+        (
+            "photo of ohwx_char person, neutral expression, front view",
+            "half-left-angry",
+            "photo of ohwx_char person, angry expression, half-left view",
+        ),
+        (
+            "photo of ohwx_char person, half-left view, in a kitchen",
+            "front-sad",
+            "photo of ohwx_char person, sad expression, front view, in a kitchen",
+        ),
+        (
+            "photo of ohwx_char person, smiling, profile view, forest background",
+            "t-pose",
+            "photo of ohwx_char person, full body in T-pose with arms stretched out to the sides, front view, plain background",
+        ),
+        ("photo of ohwx_char person", "sitting", "photo of ohwx_char person, full body sitting on a chair, side view, plain background"),
+    ],
+)
+def test_the_model_cards_prompts_leave_no_word_that_is_no_longer_true(caption, slot, expected):
+    assert edited_caption(caption, next(other.edit for other in card() if other.id == slot)) == expected
+
+
+def test_every_prompt_of_the_model_card_changes_the_caption():
+    caption = "photo of ohwx_char person, neutral expression, front view"
+    changed = [edited_caption(caption, slot.edit) for slot in card()]
+    assert len(set(changed)) == 23 and all(words.startswith("photo of ohwx_char person, ") for words in changed)
+    assert sum("neutral" in words for words in changed) == 5 == sum("angry" in words for words in changed)

@@ -1,10 +1,11 @@
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel.faces import Face
 from comfyui_flenwheel.flywheel.faces.chip import light, sharpness, turn
-from comfyui_flenwheel.flywheel.quality import Figures, assess, figures, near_duplicates
+from comfyui_flenwheel.flywheel.quality import FRAMINGS, Figures, Twin, View, assess, figures, near_duplicates, view
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from .conftest import picture
@@ -89,7 +90,79 @@ def test_near_duplicates_keep_the_largest_then_the_sharpest():
     measured = {name: figures(picture) for name, picture in shown.items()}
     sharp = {"small": 90.0, "best": 50.0, "mirrored": 40.0, "brighter": 40.0, "another": 10.0}
     measured = {name: replace(figures, sharpness=sharp[name]) for name, figures in measured.items()}
-    assert near_duplicates(measured) == {"small": "best", "mirrored": "best", "brighter": "best"}
+    twins = near_duplicates(measured)
+    assert {name: (twin.kept, twin.mirrored) for name, twin in twins.items()} == {
+        "small": ("best", False),
+        "mirrored": ("best", True),
+        "brighter": ("best", False),
+    }
+    assert str(twins["mirrored"]) == "almost the same picture as best, mirrored (0 of 64 bits differ, up to 6 count as one)"
+
+
+def test_a_chain_of_near_duplicates_is_one_group_and_says_through_whom():
+    def shown(bits: int, size: int) -> Figures:
+        return replace(GOOD, hash=(1 << bits) - 1, mirror_hash=0xFFFF << 40, width=size)
+
+    twins = near_duplicates({"far": shown(10, 500), "between": shown(5, 600), "best": shown(0, 700), "other": shown(30, 400)})
+    assert twins == {"far": Twin("best", "between", 5, False), "between": Twin("best", "best", 5, False)}
+    assert str(twins["far"]).endswith("; best is the best of them")
+    assert near_duplicates({}) == {} == near_duplicates({"alone": GOOD})
+
+
+def test_near_duplicates_of_thousands_are_found_at_once():
+    hashes = np.random.default_rng(0).integers(0, 2**63, (3000, 2), dtype=np.int64)
+    many = {str(number): replace(GOOD, hash=int(one), mirror_hash=int(other)) for number, (one, other) in enumerate(hashes)}
+    began = time.perf_counter()
+    assert near_duplicates({**many, "again": many["7"]}) == {"again": Twin("7", "7", 0, False)}
+    assert time.perf_counter() - began < 5
+
+
+# --- how the character is seen
+
+
+@pytest.mark.parametrize(
+    ("yaw", "angle", "words"),
+    [
+        (0.0, "front", "turned 0 degrees (front below 13, profile from 45)"),
+        (-0.14, "front", "turned 13 degrees (front below 13"),
+        (-0.15, "half-left", "turned 14 degrees to the viewer's left (front below 13, profile from 45)"),
+        (0.4, "half-right", "turned 36 degrees to the viewer's right"),
+        (-0.6, "profile-left", "beyond which it was never tested"),
+        (0.6, "profile-right", "turned 54 degrees to the viewer's right"),
+    ],
+)
+def test_the_angle_says_its_figure_and_its_bounds(yaw, angle, words):
+    seen = view((replace(FACE, yaw=yaw),), 1024)
+    assert seen.angle == angle and seen.measures[0].startswith(f"{angle}: ") and words in seen.measures[0]
+
+
+@pytest.mark.parametrize(
+    ("height", "framing"),
+    [(610, "head"), (779, "head"), (781, "bust"), (1649, "bust"), (1651, "half body"), (2699, "half body"), (2701, "full body")],
+)
+def test_the_framing_is_the_room_below_the_chin(height, framing):
+    seen = view((FACE,), height)  # 300 px high, chin at 600
+    assert seen.framing == framing in FRAMINGS and f"room for {(height - 600) / 300:.1f} faces" in seen.measures[1]
+
+
+def test_what_nobody_can_see_stays_unknown():
+    assert view(None, 800) == View() == view((), 800)
+    hidden = view((replace(FACE, found_by="cnn", yaw=None, smiling=None),), 800)
+    assert (hidden.angle, hidden.expression, hidden.framing) == ("unknown", "unknown", "bust")
+    assert "turned away" in hidden.measures[0]
+    assert {view((replace(FACE, smiling=smiling),), 800).expression for smiling in (True, False)} == {"smiling", "neutral"}
+
+
+def test_a_good_photo_says_its_figures_too():
+    told = "; ".join(assess(GOOD, (FACE,)).measures)
+    for figure in (
+        "1024 x 1024 px (shorter side at least 512)",
+        "face 300 px wide (at least 80)",
+        "sharpness 200 on the face (at least 40)",
+    ):
+        assert figure in told
+    assert "brightness 120 (40 to 200)" in told and "0% white (at most 20%), 0% black (at most 25%)" in told
+    assert "sharpness 200 on the whole picture (at least 20)" in assess(GOOD, ()).measures
 
 
 def test_figures_of_any_size():

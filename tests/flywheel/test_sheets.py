@@ -2,7 +2,20 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
-from comfyui_flenwheel.flywheel.sheets import AMBER, GREEN, GREY, RED, Bars, Tile, before_after, contact_sheet, histogram, stacked
+from comfyui_flenwheel.flywheel.sheets import (
+    AMBER,
+    GREEN,
+    GREY,
+    RED,
+    Bars,
+    MapCell,
+    Tile,
+    before_after,
+    contact_sheet,
+    coverage_map,
+    histogram,
+    stacked,
+)
 from PIL import Image
 
 
@@ -95,3 +108,13 @@ def test_histogram_takes_any_numbers(similarities):
 def test_histogram_shows_further_groups_below():
     one, two = histogram([0.8], 0.6), histogram([0.8], 0.6, others=[Bars("another man", (0.3, None))])
     assert two.width == one.width and two.height > 2 * one.height
+
+
+def test_a_map_shows_what_is_covered_and_what_is_missing():
+    columns, full, empty = ("front", "half-left"), MapCell(3, plain("navy", (90, 160)), "3 bust"), MapCell(0)
+    covered = colours(coverage_map(columns, [("neutral", [full, full])], title="Anna"))
+    assert covered[GREEN] > 2 * 600 and RED not in covered and covered[(0, 0, 128)] > 2 * 80 * 150
+    missing = colours(coverage_map(columns, [("neutral", [full, empty])]))
+    assert missing[RED] > 400 and missing[(0, 0, 128)] < covered[(0, 0, 128)]
+    short = coverage_map(("",) * 5, [("smiling", [full] * 5), ("full body", [empty] * 3)])
+    assert short.width == coverage_map((), [("smiling", [full] * 5)]).width
