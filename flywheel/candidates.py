@@ -6,13 +6,17 @@ rejected/; a person may also move or rename it. Lineage stays in lineage/<reques
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
@@ -23,7 +27,11 @@ from .project import Stage
 
 GOOD, CORRECTIONS, REJECTED, TRIES = "good", "corrections", "rejected", "tries"
 FOLDERS = ("", GOOD, CORRECTIONS, REJECTED, TRIES)  # "" is the stage's own folder: not decided yet
-_NAMED = re.compile(r".*?-?([0-9a-f]{16})")
+_NAMED = re.compile(r"(?:.*-)?([0-9a-f]{16})")
+_REMEMBERED = 200_000  # lineages and hashes kept in memory, about 2 kB each
+
+T = TypeVar("T")
+Signature = tuple[int, int, int]  # inode, mtime in ns, bytes: another signature is another file
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class Shelf:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+        self.folder = stage.folder
 
     @cached_property
     def lineages(self) -> dict[str, Lineage]:
@@ -54,22 +63,21 @@ class Shelf:
         """Whole image files by request key, wherever a verdict or a person has put them."""
         by_image = {lineage.image_key: lineage.request_key for lineage in self.lineages.values()}
         found: dict[str, Path] = {}
-        for path in self._images():
+        for path, signature in self._images():
             named = _NAMED.fullmatch(path.stem)
-            request_key = named[1] if named and named[1] in self.lineages else by_image.get(content_key(path))
-            if request_key and path.stat().st_size == self.lineages[request_key].bytes:
+            request_key = named[1] if named and named[1] in self.lineages else by_image.get(_key_or_gone(path, signature))
+            if request_key and signature[2] == self.lineages[request_key].bytes:
                 found[request_key] = path
         return found
 
     def strangers(self) -> list[Path]:
         """Images in the label folders that nothing here has made: a person put them there."""
         known = set(self.files.values())
-        return [path for path in self._images() if path not in known]
+        return [path for path, _ in self._images() if path not in known]
 
     def folder_of(self, path: Path) -> str:
         """The label folder a file lies in; "" is the stage's own."""
-        folder = path.parent.relative_to(self.stage.folder).as_posix()
-        return "" if folder == "." else folder
+        return "" if path.parent == self.folder else path.parent.name
 
     def add(self, request_key: str, name: str, png: bytes, *, size: tuple[int, int], facts: Mapping[str, Any]) -> Path:
         """Write lineage, then image: an image that is there has its history."""
@@ -88,6 +96,15 @@ class Shelf:
             changed = Lineage(request_key, lineage.image_key, lineage.bytes, lineage.width, lineage.height, {**lineage.facts, **facts})
             write_json(self.stage.lineage / f"{request_key}.json", _described(changed))
             self.lineages[request_key] = changed
+
+    def bind(self, path: Path, *, size: tuple[int, int], facts: Mapping[str, Any]) -> str:
+        """Take in a file of this stage's folder that something else has made; its request key is the key of its bytes."""
+        key = content_key(path)
+        lineage = Lineage(key, key, path.stat().st_size, *size, facts)
+        write_json(self.stage.lineage / f"{key}.json", _described(lineage))
+        self.lineages[key] = lineage
+        self.files[key] = path
+        return key
 
     def move(self, request_key: str, folder: str) -> Path:
         """Put an image into a label folder, under the name it has. A name that is taken there gets a number; nothing is overwritten."""
@@ -108,13 +125,12 @@ class Shelf:
         self.files[request_key] = target
         return target
 
-    def _images(self) -> Iterator[Path]:
+    def _images(self) -> Iterator[tuple[Path, Signature]]:
         for folder in FOLDERS:
             directory = self.stage.folder / folder
-            if directory.is_dir():
-                for path in sorted(directory.iterdir()):
-                    if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file() and path.stat().st_size:
-                        yield path
+            for name, signature in _listed(directory):
+                if name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES and signature[2]:
+                    yield directory / name, signature
 
 
 def record_of(shelf: Shelf, request_key: str) -> ImageRecord:
@@ -155,17 +171,76 @@ def missing(stage: Stage) -> list[str]:
 
 
 def _lineages(stage: Stage) -> Iterator[Lineage]:
-    if not stage.lineage.is_dir():
-        return
-    for path in sorted(stage.lineage.glob("*.json")):
-        try:
-            described = json.loads(path.read_text(encoding="utf-8"))
-            made, image = described.pop("request_key"), described.pop("image_key")
-            yield Lineage(made, image, described.pop("bytes"), described.pop("width"), described.pop("height"), described)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-            raise StorageError(
-                f"{stage.project.relative(path)} is not readable ({error}). Delete it; its image will be made again."
-            ) from error
+    folder = str(stage.lineage)
+    for name, signature in _listed(stage.lineage):
+        if name.endswith(".json") and name[0] != ".":
+            remembered = _parsed.get((folder, name), signature)
+            yield remembered or _parsed.put((folder, name), signature, _lineage(stage, stage.lineage / name))
+
+
+def _lineage(stage: Stage, path: Path) -> Lineage:
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        made, image = described.pop("request_key"), described.pop("image_key")
+        return Lineage(made, image, described.pop("bytes"), described.pop("width"), described.pop("height"), described)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise StorageError(f"{stage.project.relative(path)} is not readable ({error}). Delete it; its image will be made again.") from error
+
+
+class _Memory(Generic[T]):
+    """What was read from files, as long as they are the same files. Shared by all threads; forgets what was used longest ago."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str], tuple[Signature, T]] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def get(self, at: tuple[str, str], signature: Signature) -> T | None:
+        kept = self._kept.get(at)
+        return kept[1] if kept and kept[0] == signature else None
+
+    def put(self, at: tuple[str, str], signature: Signature, read: T) -> T:
+        with self._guard:
+            self._kept[at] = (signature, read)
+            self._kept.move_to_end(at)
+            if len(self._kept) > _REMEMBERED:
+                self._kept.popitem(last=False)
+        return read
+
+
+_parsed: _Memory[Lineage] = _Memory()
+_hashed: _Memory[str] = _Memory()
+
+
+def known_key(path: Path, signature: Signature | None = None) -> str:
+    """Content key of a file, read again only when the file is another one."""
+    signature = signature or signature_of(path.stat())
+    at = str(path.parent), path.name
+    return _hashed.get(at, signature) or _hashed.put(at, signature, content_key(path))
+
+
+def _key_or_gone(path: Path, signature: Signature) -> str:
+    try:
+        return known_key(path, signature)
+    except FileNotFoundError:  # moved or deleted since the folder was listed
+        return ""
+
+
+def signature_of(found: os.stat_result) -> Signature:
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _listed(folder: Path) -> list[tuple[str, Signature]]:
+    """Names and signatures of the files of a folder, by name; empty where there is none."""
+    found: list[tuple[str, Signature]] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # moved while we looked
+                    if entry.is_file():
+                        found.append((entry.name, signature_of(entry.stat())))
+    except FileNotFoundError:
+        return []
+    return sorted(found)
 
 
 def _described(lineage: Lineage) -> dict[str, Any]:

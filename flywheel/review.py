@@ -1,52 +1,36 @@
-"""Verdicts: what a person decided about which bytes, and the folders that follow it.
+"""A review and the folders that follow it.
 
-Events are append-only and keyed by the hash of the image bytes, so a renamed or moved file keeps its verdict. After each verdict the file
-moves into good/, corrections/ or rejected/. A person may also sort the files by hand: a file found where we did not put it is a verdict.
+Verdicts are keyed by the hash of the image bytes, so a renamed or moved file keeps its verdict. After each verdict the file moves into good/,
+corrections/ or rejected/. A person may also sort the files by hand: a file found where we did not put it is a verdict.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from . import corrections
 from .candidates import CORRECTIONS, GOOD, REJECTED, TRIES, Shelf, record_of
 from .dataset import Dataset
-from .errors import DatasetError
+from .errors import DatasetError, StorageError
 from .images import value_key, write_json
+from .ledger import LABELS, REASONS, Label, LabelEvent, Origin, history, labels, last_event, problems_of, record
 from .project import Project, Stage
-from .store import connect
+from .store import connect, turn
 
-Label = Literal["good", "needs_correction", "reject"]
-Origin = Literal["person", "policy", "folder"]  # at the screen; a stated rule; sorted by hand in the file manager
-LABELS: tuple[Label, ...] = get_args(Label)
-REASONS = ("identity", "hands", "anatomy", "background", "lighting", "artefact", "blur", "composition", "other")
+__all__ = ["LABELS", "REASONS", "Label", "LabelEvent", "Origin", "history", "labels", "last_event", "problems_of", "record"]
+
 FOLDER_OF: Mapping[Label | None, str] = {None: "", "good": GOOD, "needs_correction": CORRECTIONS, "reject": REJECTED}
 LABEL_OF: Mapping[str, Label | None] = {folder: label for label, folder in FOLDER_OF.items()}
+TRIES_AT_MOVING = 3  # files may be deleted or sorted by hand while we move
 
-_locks: dict[Path, threading.Lock] = {}
+_locks: dict[Path, threading.RLock] = {}
 _locks_guard = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class LabelEvent:
-    """One decision about one image; `label` None withdraws the one before. `at` is UTC, ISO 8601.
-
-    `event_id` is chosen by whoever decides: an event that is sent again, because its answer was lost, is then recorded once.
-    """
-
-    image_key: str
-    label: Label | None
-    reasons: tuple[str, ...] = ()
-    note: str = ""
-    reviewer: str = ""
-    origin: Origin = "person"
-    at: str = ""
-    event_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,60 +47,82 @@ class Verdicts:
         return {"total": sum(parts.values()), **parts}
 
 
-def record(project: Project, events: Sequence[LabelEvent]) -> int:
-    """Append verdicts; all of them are on disk when this returns. Answers the id of the last one."""
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    rows = [
-        (event.event_id, event.image_key, event.label, json.dumps(event.reasons), event.note, event.at or now, event.reviewer, event.origin)
-        for event in events
-    ]
-    with connect(project.database) as db:
-        db.executemany(
-            "INSERT INTO label_events (event_id, image_key, label, reasons, note, at, reviewer, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (event_id) DO NOTHING",
-            rows,
-        )
-        return db.execute("SELECT COALESCE(MAX(id), 0) FROM label_events").fetchone()[0]
-
-
-def labels(project: Project) -> dict[str, LabelEvent]:
-    """The verdict in force for each image key, withdrawn ones left out."""
-    with connect(project.database) as db:
-        return {row["image_key"]: _event(row) for row in db.execute("SELECT * FROM labels WHERE label IS NOT NULL")}
-
-
-def history(project: Project, image_key: str) -> list[LabelEvent]:
-    """Everything decided about an image, oldest first."""
-    with connect(project.database) as db:
-        return [_event(row) for row in db.execute("SELECT * FROM label_events WHERE image_key = ? ORDER BY id", (image_key,))]
-
-
-def last_event(project: Project) -> int:
-    """Id of the newest event; grows with every verdict."""
-    with connect(project.database) as db:
-        return db.execute("SELECT COALESCE(MAX(id), 0) FROM label_events").fetchone()[0]
-
-
 def follow(stage: Stage) -> Shelf:
     """Make files and verdicts agree, and answer the shelf as it is then.
 
-    A verdict moves its file. A file that lies where we never put it was sorted by a person: that becomes a verdict.
+    A verdict moves its file. A file that lies where we never put it was sorted by a person: that becomes a verdict. Images corrected by hand
+    and saved into the corrections folder are taken in.
     """
-    with _lock(stage.project.root):
-        shelf = Shelf(stage)
-        decided, placed = labels(stage.project), _placements(stage)
+    with taking_turns(stage.project):
+        return settle(stage)
+
+
+@contextmanager
+def taking_turns(project: Project) -> Iterator[None]:
+    """Threads and processes move a project's files one after the other. The same thread may ask twice."""
+    with _locks_guard:
+        lock = _locks.setdefault(project.root, threading.RLock())
+    with lock:
+        if getattr(_holding, "root", None) == project.root:
+            yield
+            return
+        with turn(project.cache):
+            _holding.root = project.root
+            try:
+                yield
+            finally:
+                _holding.root = None
+
+
+_holding = threading.local()
+
+
+def settle(stage: Stage) -> Shelf:
+    """`follow` for callers that hold the turn already."""
+    if stage.name == "corrections":
+        corrections.pick_up(stage)
+    for left in reversed(range(TRIES_AT_MOVING)):
+        try:
+            return _settled(stage)
+        except StorageError as error:
+            if not left or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _settled(stage: Stage) -> Shelf:
+    shelf = Shelf(stage)
+    decided, placed = labels(stage.project), _placements(stage)
+    moved = _sorted_by_hand(shelf, decided, placed)
+    if moved:
+        strict = {key for key, event in decided.items() if event.during == "strict"}
         by_hand = [
-            LabelEvent(shelf.lineages[key].image_key, LABEL_OF[folder], reviewer="file manager", origin="folder")
-            for key, folder in _sorted_by_hand(shelf, decided, placed)
+            LabelEvent(key, LABEL_OF[folder], reviewer="file manager", origin="folder", during="strict" if key in strict else "first")
+            for key, folder in ((shelf.lineages[request_key].image_key, folder) for request_key, folder in moved)
         ]
-        if by_hand:
-            record(stage.project, by_hand)
-            decided = labels(stage.project)
-        for request_key in list(shelf.files):
-            if shelf.folder_of(shelf.files[request_key]) != TRIES:
-                shelf.move(request_key, _wanted_folder(shelf, request_key, decided))
-        _remember(shelf, placed)
-        return shelf
+        record(stage.project, by_hand)
+        decided = labels(stage.project)
+    for request_key in list(shelf.files):
+        place(shelf, request_key, decided.get(shelf.lineages[request_key].image_key))
+    _remember(shelf, placed)
+    return shelf
+
+
+def place(shelf: Shelf, request_key: str, event: LabelEvent | None) -> str:
+    """Put one file where its verdict in force wants it; answers the folder. Tries that lost stay where they are."""
+    folder = shelf.folder_of(shelf.files[request_key])
+    wanted = FOLDER_OF[event.label if event else None]
+    if folder in (wanted, TRIES):
+        return folder
+    shelf.move(request_key, wanted)
+    return wanted
+
+
+def remember_places(stage: Stage, places: Mapping[str, str]) -> None:
+    """Note where images (by key) were put, so that another place is known to be a person's doing."""
+    with connect(stage.project.database) as db:
+        rows = [(_place(stage), key, folder) for key, folder in places.items()]
+        db.executemany("INSERT OR REPLACE INTO placements (stage, image_key, folder) VALUES (?, ?, ?)", rows)
 
 
 def revision(stage: Stage) -> str:
@@ -168,10 +174,17 @@ def resume_of(stage: Stage) -> dict[str, Any] | None:
 
 
 def keys_under_review(shelf: Shelf) -> list[str]:
-    """Request keys of what is under review, in its order; before a gate has run, of every candidate of the stage."""
-    session = _read_session(shelf.stage)
-    present = {shelf.lineages[key].image_key: key for key, path in shelf.files.items() if shelf.folder_of(path) != TRIES}
+    """Request keys of what is under review, in its order; before a gate has run, and of corrections always, of every candidate of the stage."""
+    session = _read_session(shelf.stage) if shelf.stage.name != "corrections" else None
+    by_name = sorted(shelf.files.items(), key=lambda file: file[1].name)  # the same order whatever folder a verdict has put them in
+    present = {shelf.lineages[key].image_key: key for key, path in by_name if shelf.folder_of(path) != TRIES}
     return [present[key] for key in session["keys"] if key in present] if session else list(present.values())
+
+
+def session_keys(stage: Stage) -> list[str] | None:
+    """Image keys the gate has put under review; None before it ran."""
+    session = _read_session(stage)
+    return list(session["keys"]) if session else None
 
 
 def under_review(stage: Stage) -> Dataset:
@@ -214,43 +227,10 @@ def _placements(stage: Stage) -> dict[str, str]:
 
 def _remember(shelf: Shelf, placed: Mapping[str, str]) -> None:
     now = {shelf.lineages[key].image_key: shelf.folder_of(path) for key, path in shelf.files.items()}
-    changed = [(_place(shelf.stage), key, folder) for key, folder in now.items() if placed.get(key, "") != folder]
+    changed = {key: folder for key, folder in now.items() if placed.get(key, "") != folder}
     if changed:
-        with connect(shelf.stage.project.database) as db:
-            db.executemany("INSERT OR REPLACE INTO placements (stage, image_key, folder) VALUES (?, ?, ?)", changed)
+        remember_places(shelf.stage, changed)
 
 
 def _place(stage: Stage) -> str:
     return f"{stage.name}/{stage.project.version}"
-
-
-def _event(row: Mapping[str, str]) -> LabelEvent:
-    return LabelEvent(
-        row["image_key"],
-        row["label"],  # type: ignore[arg-type]
-        tuple(json.loads(row["reasons"])),
-        row["note"],
-        row["reviewer"],
-        row["origin"],  # type: ignore[arg-type]
-        row["at"],
-        row["event_id"],
-    )
-
-
-def _lock(root: Path) -> threading.Lock:
-    """Routes and nodes of one process take turns at moving a project's files."""
-    with _locks_guard:
-        return _locks.setdefault(root, threading.Lock())
-
-
-def problems_of(events: Iterable[LabelEvent], known: Iterable[str]) -> list[str]:
-    """What is wrong with events that came from outside, in words; empty when they can be recorded."""
-    keys = set(known)
-    problems: list[str] = []
-    for event in events:
-        if event.image_key not in keys:
-            problems.append(f"there is no image {event.image_key!r} under review here")
-        if event.label is not None and event.label not in LABELS:
-            problems.append(f"{event.label!r} is no label: use {', '.join(LABELS)} or null")
-        problems += [f"{reason!r} is no reason: use {', '.join(REASONS)}" for reason in event.reasons if reason not in REASONS]
-    return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,32 @@ def _m002_faces(db: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS = (_m001_label_events, _m002_faces)
+def _m003_review_passes(db: sqlite3.Connection) -> None:
+    for column in ("pass TEXT NOT NULL DEFAULT 'first'", "batch TEXT", "answers TEXT NOT NULL DEFAULT '{}'"):
+        db.execute(f"ALTER TABLE label_events ADD COLUMN {column}")
+    db.execute("CREATE INDEX label_events_by_reviewer ON label_events (reviewer, pass, id)")
+    db.execute("CREATE INDEX label_events_by_batch ON label_events (batch)")
+    db.execute(
+        "CREATE TABLE undo_events (id INTEGER PRIMARY KEY, batch TEXT NOT NULL, undone INTEGER NOT NULL, seen INTEGER NOT NULL,"
+        " at TEXT NOT NULL, reviewer TEXT NOT NULL)"
+    )
+    db.execute("CREATE INDEX undo_events_by_batch ON undo_events (batch, id)")
+    for verb in ("UPDATE", "DELETE"):
+        db.execute(
+            f"CREATE TRIGGER undo_events_no_{verb.lower()} BEFORE {verb} ON undo_events BEGIN SELECT RAISE(ABORT, 'undo is append-only'); END"
+        )
+    db.execute(
+        "CREATE VIEW undone AS SELECT batch, at, reviewer FROM undo_events"
+        " WHERE undone AND id IN (SELECT MAX(id) FROM undo_events GROUP BY batch)"
+    )
+    db.execute("DROP VIEW labels")
+    db.execute(  # the newest verdict of each image and pass that was not undone
+        "CREATE VIEW standing AS SELECT e.* FROM label_events e JOIN (SELECT MAX(id) AS id FROM label_events"
+        " WHERE COALESCE(batch, 'event-' || id) NOT IN (SELECT batch FROM undone) GROUP BY image_key, pass) newest USING (id)"
+    )
+
+
+MIGRATIONS = (_m001_label_events, _m002_faces, _m003_review_passes)
 
 
 @contextmanager
@@ -78,12 +104,36 @@ def connect(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """One at a time among all threads and processes that ask for the same folder; given back by the system when a process dies.
+
+    Raises:
+        StorageError: another one holds it for more than ten seconds, or the folder cannot be written.
+    """
+    path = folder / "turn.db"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
+        db.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        db.close()
+        raise StorageError(f"{path.parent} is held by another program ({error}). Close that and do it again.") from error
+    try:
+        yield
+    finally:
+        db.close()  # rolls back
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
         db.row_factory = sqlite3.Row
-        db.execute("PRAGMA journal_mode=WAL")
+        _use_wal(db)
         db.execute("PRAGMA synchronous=FULL")
         _migrate(db)
         db.execute("BEGIN IMMEDIATE")
@@ -96,6 +146,19 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         db.execute("COMMIT")
     finally:
         db.close()
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """SQLite does not wait by itself here when another connection is just creating the file or closing it as the last one."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 def _migrate(db: sqlite3.Connection) -> None:

@@ -11,7 +11,7 @@ from ..flywheel import enrich, review
 from ..flywheel.candidates import Shelf
 from ..flywheel.dataset import Dataset
 from ..flywheel.errors import ReviewPending
-from . import host, routes, sockets
+from . import desks, host, routes, sockets
 
 STOP, PASS, ERROR = "stop", "pass labelled only", "error"
 
@@ -52,7 +52,7 @@ class ReviewGate(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> str:
         """Runs again when a verdict changes, whether it came from the page, a script or the file manager."""
-        return host.fingerprint("enriched", review.revision) + host.fingerprint("synthetic", review.revision)
+        return "".join(host.fingerprint(name, review.revision) for name in desks.REVIEWED)
 
     @classmethod
     def execute(cls, candidates: Dataset, when_pending: str) -> io.NodeOutput:

@@ -1,12 +1,70 @@
 """HTTP for the review page and for scripts. JSON in and out, ids instead of paths, everything inside a project.
 
-    GET  /flenwheel/projects
-    GET  /flenwheel/review                                      the page
-    GET  /flenwheel/review/{project}/{stage}/{version}          items, counts, revision
-    POST /flenwheel/review/{project}/{stage}/{version}/labels   {"reviewer": …, "origin": …, "events": [{"id", "key", "label", "reasons", "note"}]}
-    GET  /flenwheel/review/{project}/{stage}/{version}/history/{key}
-    POST /flenwheel/review/{project}/{stage}/{version}/continue
-    GET  /flenwheel/image/{project}/{stage}/{version}/{key}     ?size=thumb|full
+R stands for /flenwheel/review/{project}/{stage}/{version}; stage is enriched, synthetic or corrections. Errors are {"error": "…"} in words.
+
+READING
+  GET  /flenwheel/projects        {"projects": [{"folder", "name", "stages": [{"stage", "version", "total", "undecided"}]}], "undecided": all of them}
+  GET  /flenwheel/review          the page; /flenwheel/review/files/{name} its modules
+  GET  R?pass=first&reviewer=Ada  the review as one pass sees it, see STATE. &blind=1 hides what could sway. &since=REVISION: only items changed since.
+  GET  R/evidence/{key}           all that is known of one image, see EVIDENCE; made on demand, so the list stays light
+  GET  R/history/{key}            {"events": [{"id", "label", "reasons", "note", "answers", "pass", "batch", "at", "reviewer", "origin", "undone"}]}
+  GET  R/agreement?reviewer=Ada   how often the repeat (or strict) pass said what the first had said, see AGREEMENT
+  GET  R/coverage                 {"angle": [{"value", "sources", "good", "picked"}], "expression": […], "missing": ["angle left profile", …], "picked": n}
+  GET  R/report.html?label=good…  a self-contained page of what a filter shows (see FILTER); R/sheet.png the same as a contact sheet
+  GET  /flenwheel/image/{project}/{stage}/{version}/{key}?size=256|512|1024|full   WebP thumbnails, made once; full is the file. Stage may be source.
+                                  410: the file was changed on disk since; 404: it is gone; 422: it cannot be decoded
+DECIDING
+  POST R/labels   {"reviewer", "pass": "first", "origin": "person"|"policy", "batch": "optional id", "preview": false,
+                   "events": [{"id", "key", "label": "good"|"needs_correction"|"reject"|null, "reasons": [], "note": "", "answers": {}}]}
+                  One request is one undo step. `id` makes sending again harmless. A strict verdict other than good needs a reason. "policy" only
+                  touches undecided images; the others come back in "left_alone". "preview": true stores nothing and answers
+                  {"would": [{"key", "from", "to"}], "left_alone": […]}. Else → ANSWER
+  POST R/undo     {"reviewer", "pass", "batch": the id shown as next undo, optional}   → ANSWER + {"undone": STEP}; 409 when there is nothing
+  POST R/redo     {"reviewer", "pass", "batch"}                                        → ANSWER + {"redone": STEP}
+  POST R/session  {"reviewer", "key", "pass", "place", "filter": {…}}                  where the reviewer is: "you stopped at" of the next visit
+  POST R/continue {}                                                           → {"queued": prompt id}; 409 when no graph is known
+REPAIRING
+  GET  R/repair                   {"orders": [ORDER], "phrases": {reason: words}}
+  GET  R/repair/prompt/{key}      {"prompt": proposed from the reasons and note on that image, "from": "source"|"candidate"}
+  POST R/repair                   {"reviewer", "id": optional, "key", "prompt", "seeds": [1, 2] or "count": 2, "from": "source"|"candidate",
+                                   "mask": mask id or null} → {"order": ORDER}. The node Repair Candidates carries the orders out.
+  DELETE R/repair/{id}            takes an order back → {"order": ORDER}
+  PUT  R/mask/{key}               a PNG of the image's size, white where it shall be repainted → {"mask": mask id}; GET R/mask/{key}/{mask id}
+  PUT  R/corrected/{key}?reviewer=Ada   an image file corrected by hand (at most 64 MB) → {"corrected": {"stage": "corrections", "key", "name"}}
+                                  Files saved as data/corrections/<version>/<key or name of the image>.* are found by themselves.
+EXPORT, VIEWS
+  POST R/export   {"keys": […], "format": "html"|"png", "title": ""}           → the file (for filters that only the page knows)
+  GET  /flenwheel/views/{project}    {"views": [{"name", "filter": {…any JSON of the page…}}]}
+  POST /flenwheel/views/{project}    {"name", "filter": {…}} adds or replaces; {"name", "filter": null} deletes → the list
+
+STATE     {"project": {"folder", "name", "instance_token"}, "stage", "version", "revision", "pass", "blind", "reasons", "questions",
+           "counts": {"total", "undecided", "good", "needs_correction", "reject"} of this pass, "passes": {"first": counts, "strict": counts, "repeat": counts},
+           "undecided_total": of all projects, "undo": STEP|null, "redo": STEP|null (of ?reviewer), "session": {"key", "place", "at", "filter"}|null,
+           "missing": [{"key", "name", "why"}], "partial": true with ?since, "items": [ITEM]}
+ITEM      {"key", "name", "stage", "width", "height", "prompt", "template", "caption", "source": {"key", "name"}|null, "seed", "editor", "loras": [{"name", "weight"}],
+           "generation": 1 = made from a photograph, "lap": 1, "angle", "expression" (null where unknown), "sample",
+           "label", "reasons", "note", "reviewer", "origin", "at", "answers"  of the pass asked for,
+           "in_force": the label that moves the file (strict before first), "labels": {"first": VERDICT|null, "strict": …, "repeat": …},
+           "state", "similarity", "distance", "band", "score_note", "matched": {"name", "key"}|null,
+           "suggestion": {"label", "why"}|null: the machine's opinion on an undecided image, never a verdict; "disagreement": "human good, score different"|null,
+           "corrects": {"stage", "key", "name"}|null, "corrections": [{"stage", "key", "name", "label"}], "repairs": number of orders waiting}
+           Siblings are the items with the same source.key or prompt.
+VERDICT   {"label", "reasons", "note", "reviewer", "origin", "at", "answers"}
+STEP      {"batch", "count", "label", "keys": the first ten, "name": of the first, "at", "text": "good on anna-forest" or "reject on 12 images"}
+ANSWER    {"revision", "counts", "passes", "undecided_total", "undo", "redo", "left_alone": [], "changed": [{"key", "label", "in_force", "labels", …}]}
+EVIDENCE  {"key", "lineage": [{"name", "key", "stage", "prompt", "seed", "editor", "loras", "depth"}] from this image back to the photograph, "siblings": {"source": [keys], "prompt": [keys]},
+           "quality": {"verdict", "problems": [], "sharpness", "luma", …}, "score": {"reference", "embedder", "faces", …}|null, "references": [{"name", "key", "similarity": to this image|null}],
+           "spread": {"low", "high"}: how alike the references are among themselves|null, "crops": {"image": box|null, "matched": box|null} in px, "tries": [], "seconds", "notes"}
+AGREEMENT {"first_strict": {"both", "same", "share"}, "first_repeat": {…}, "changed": [{"key", "name", "first", "then"}]}
+ORDER     {"id", "key", "name", "prompt", "seeds", "from", "mask", "reviewer", "at", "state": "waiting"|"done"|"failed"|"withdrawn", "problem", "results": [keys in stage corrections]}
+FILTER    label, reason, editor, lora, band, angle, expression: comma-separated choices (label has undecided, band has unmeasured); prompt, source, q: part of the text;
+          generation=n, disagreement=1, pass=, order=file|uncertain|score, title=
+EVENT     websocket "flenwheel.review": {"project" (folder), "stage", "version", "revision", "counts", "undecided_total", "pass", "changed"} after every change
+
+PASSES    first: every image. strict: those the first pass called good; questions character, anatomy, artefacts, gap. repeat: a silent tenth of the decided ones, shown
+          blind; it measures the reviewer and moves nothing.
+BLIND     items lack name, editor, loras, seed, source, score, suggestion, other passes' verdicts; order is shuffled, the same every time.
+TOKEN     listening beyond this machine, every request from elsewhere needs ?token= (kept as a cookie then) from the environment's FLENWHEEL_TOKEN.
 
 No route names a path or starts a process. Work on files runs in threads, so that ComfyUI's event loop stays free.
 """
@@ -14,53 +72,52 @@ No route names a path or starts a process. Work on files runs in threads, so tha
 from __future__ import annotations
 
 import asyncio
-import io
-import ipaddress
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 import execution
 from aiohttp import web
-from comfy.cli_args import args
 from server import PromptServer
 
-from ..flywheel import identity, review
-from ..flywheel.candidates import Shelf
-from ..flywheel.errors import DatasetError, FlywheelError, ProjectError, StorageError
-from ..flywheel.images import content_key, open_image, write_whole
-from ..flywheel.project import STAGES, Project, Stage, is_folder_name, load_project
-from . import host
+from ..flywheel import evidence, ledger, repair, review, views
+from ..flywheel.desk import Decided, Desk
+from ..flywheel.errors import DatasetError
+from ..flywheel.ledger import PASSES, LabelEvent, Pass, Position, Step
+from ..flywheel.project import Project, Stage
+from . import desks, host, picture_routes, repair_routes
+from .http import FRESH, Conflict, NotFound, guarded, json_body, problem, project_of, stage_of
 
 WEB = Path(__file__).parent.parent / "web"
-THUMB_PX = 384
-MAX_EVENTS, MAX_NOTE, MAX_NAME = 5_000, 2_000, 100
-IMMUTABLE = {"Cache-Control": "public, max-age=31536000, immutable"}
-FRESH = {"Cache-Control": "no-store"}
-REVIEWED = ("enriched", "synthetic")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class NotFound(FlywheelError):
-    """There is nothing under this address."""
+MAX_EVENTS, MAX_NOTE, MAX_NAME = 20_000, 2_000, 100
+TOLD = 200  # changed items sent along with an event; beyond, the page asks for them
+REVIEW = "/flenwheel/review/{project}/{stage}/{version}"
 
 
 def register() -> None:
     """Add the routes to ComfyUI's server."""
     routes = PromptServer.instance.routes
-    where = "/{project}/{stage}/{version}"
-    routes.get("/flenwheel/projects")(_guarded(_projects))
-    routes.get("/flenwheel/review")(_guarded(_page))
-    routes.get("/flenwheel/review/files/{name}")(_guarded(_page_file))
-    routes.get("/flenwheel/review" + where)(_guarded(_items))
-    routes.post("/flenwheel/review" + where + "/labels")(_guarded(_label))
-    routes.get("/flenwheel/review" + where + "/history/{key}")(_guarded(_history))
-    routes.post("/flenwheel/review" + where + "/continue")(_guarded(_continue))
-    routes.get("/flenwheel/image" + where + "/{key}")(_guarded(_image))
+    routes.get("/flenwheel/projects")(guarded(_projects))
+    routes.get("/flenwheel/review")(guarded(_page))
+    routes.get("/flenwheel/review/files/{name}")(guarded(_page_file))
+    routes.get(REVIEW)(guarded(_items))
+    routes.get(REVIEW + "/evidence/{key}")(guarded(_evidence))
+    routes.get(REVIEW + "/history/{key}")(guarded(_history))
+    routes.get(REVIEW + "/agreement")(guarded(_agreement))
+    routes.get(REVIEW + "/coverage")(guarded(_coverage))
+    routes.post(REVIEW + "/labels")(guarded(_label))
+    routes.post(REVIEW + "/undo")(guarded(partial(_turn, undone=True)))
+    routes.post(REVIEW + "/redo")(guarded(partial(_turn, undone=False)))
+    routes.post(REVIEW + "/session")(guarded(_session))
+    routes.post(REVIEW + "/continue")(guarded(_continue))
+    routes.get("/flenwheel/views/{project}")(guarded(_views))
+    routes.post("/flenwheel/views/{project}")(guarded(_save_view))
+    picture_routes.register(routes, REVIEW)
+    repair_routes.register(routes, REVIEW)
 
 
 def review_address(stage: Stage) -> str:
@@ -77,83 +134,26 @@ def review_state(stage: Stage, counts: dict[str, int]) -> dict[str, Any]:
         "project": stage.project.folder_name,
         "stage": stage.name,
         "version": stage.project.version,
-        "revision": str(review.last_event(stage.project)),
+        "revision": str(ledger.position(stage.project)),
         "counts": counts,
+        "undecided_total": desks.undecided_total(),
     }
 
 
-def _guarded(handler: Handler) -> Handler:
-    """Errors as JSON in words; no page of another site may read or write here."""
-
-    async def guarded(request: web.Request) -> web.StreamResponse:
-        if not _is_local_name(request.host):
-            return _problem(403, f"{request.host!r} is not a name of this machine. Use its IP address or localhost.")
-        if request.method == "POST" and request.content_type != "application/json":
-            return _problem(415, "Send application/json.")  # forces browsers to ask first when another site posts
-        try:
-            return await handler(request)
-        except NotFound as error:
-            return _problem(404, str(error))
-        except StorageError as error:
-            return _problem(507, str(error))  # not the sender's fault: the page keeps its verdicts and tries again
-        except FlywheelError as error:
-            return _problem(400, str(error))
-
-    return guarded
-
-
-def _is_local_name(name: str) -> bool:
-    """Refuses DNS rebinding: a foreign name that was pointed at this machine. With --listen the user has opened the server to the network."""
-    hostname = re.sub(r":\d+$", "", name).strip("[]")
-    if hostname == "localhost" or args.listen not in ("127.0.0.1", "localhost", "::1"):
-        return True
-    try:
-        ipaddress.ip_address(hostname)
-    except ValueError:
-        return False
-    return True
-
-
-def _problem(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status, headers=FRESH)
-
-
-def _stage(request: web.Request) -> Stage:
-    folder, name, version = (request.match_info[part] for part in ("project", "stage", "version"))
-    lap = re.fullmatch(r"v([1-9]\d{0,3})", version)
-    if not is_folder_name(folder) or name not in STAGES or not lap:
-        raise NotFound(f"There is no {name} {version} in a project {folder!r}.")
-    try:
-        stage = load_project(host.home() / folder, int(lap[1])).stage(name)
-    except ProjectError as error:
-        raise NotFound(str(error)) from error
-    if not stage.folder.is_dir():
-        raise NotFound(f"The project {folder!r} has no {name} {version}.")
-    return stage
-
-
-async def _json(request: web.Request) -> dict[str, Any]:
-    try:
-        body = await request.json()
-    except ValueError as error:
-        raise DatasetError(f"The body is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise DatasetError("The body must be a JSON object.")
-    return body
-
-
 async def _projects(_: web.Request) -> web.Response:
-    def collect() -> list[dict[str, Any]]:
-        return [{"folder": project.folder_name, "name": project.name, "stages": _overview(project)} for project in host.readable_projects()]
+    def collect() -> dict[str, Any]:
+        found: list[dict[str, Any]] = [
+            {"folder": project.folder_name, "name": project.name, "stages": _overview(project)} for project in host.readable_projects()
+        ]
+        return {"projects": found, "undecided": sum(stage["undecided"] for project in found for stage in project["stages"])}
 
-    return web.json_response({"projects": await asyncio.to_thread(collect)}, headers=FRESH)
+    return web.json_response(await asyncio.to_thread(collect), headers=FRESH)
 
 
 def _overview(project: Project) -> list[dict[str, Any]]:
-    reviews = [(stage, _under_review(stage)) for stage in host.stages_of(project) if stage.name in REVIEWED]
     return [
-        {"stage": stage.name, "version": stage.project.version, "total": counts["total"], "undecided": counts["undecided"]}
-        for stage, counts in ((stage, _counts(stage, shelf, keys)) for stage, (shelf, keys) in reviews)
+        {"stage": desk.stage.name, "version": desk.stage.project.version, "total": len(desk.by_image), "undecided": desk.undecided}
+        for desk in desks.reviewed(project)
     ]
 
 
@@ -170,138 +170,195 @@ async def _page_file(request: web.Request) -> web.StreamResponse:
 
 
 async def _items(request: web.Request) -> web.Response:
-    stage = _stage(request)
-    return web.json_response(await asyncio.to_thread(_described, stage), headers=FRESH)
+    stage, during, query = stage_of(request), _pass(request.query.get("pass")), request.query
+    blind = query.get("blind", "") not in ("", "0") or during == "repeat"
+    since = _position(query.get("since"))
+    text = await asyncio.to_thread(_described, stage, during, query.get("reviewer", ""), blind=blind, since=since)
+    return web.json_response(text, headers=FRESH)
 
 
-def _described(stage: Stage) -> dict[str, Any]:
-    shelf, keys = _under_review(stage)
-    decided = review.labels(stage.project)
-    scores = identity.latest_scores(stage.project, [shelf.lineages[key].image_key for key in keys])
+def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since: Position | None) -> dict[str, Any]:
+    desk = desks.desk_of(stage)
+    if since is None:
+        desk.refresh()
+    else:
+        desk.catch_up()
+    corrected = stage.project.stage("corrections")
+    if stage.name != corrected.name and corrected.folder.is_dir():
+        desks.desk_of(corrected).refresh()  # takes in what was corrected by hand
+    keys = None if since is None else ledger.touched_since(stage.project, since)
+    orders = repair.orders(stage.project)
+    waiting = [order.key for order in orders if order.state == "waiting"]
     return {
-        **review_state(stage, _counts(stage, shelf, keys)),
+        **_answer(desk, during, reviewer),
+        "stage": stage.name,
+        "version": stage.project.version,
         "project": {"folder": stage.project.folder_name, "name": stage.project.name, "instance_token": stage.project.instance_token},
-        "reasons": review.REASONS,
-        "items": [_item(shelf, key, decided, scores) for key in keys],
+        "pass": during,
+        "blind": blind,
+        "reasons": ledger.REASONS,
+        "questions": ledger.QUESTIONS,
+        "session": views.stopped_at(stage, reviewer, during),
+        "missing": [{"key": key, "name": name, "why": why} for key, name, why in desk.missing()] if since is None else [],
+        **({"partial": True} if since else {}),
+        "items": evidence.described(desk, during, blind=blind, keys=keys, repairs={key: waiting.count(key) for key in waiting}),
     }
 
 
-def _item(
-    shelf: Shelf, request_key: str, decided: dict[str, review.LabelEvent], scores: dict[str, identity.IdentityScore]
-) -> dict[str, Any]:
-    lineage = shelf.lineages[request_key]
-    facts, event, score = lineage.facts, decided.get(lineage.image_key), scores.get(lineage.image_key)
+def _answer(desk: Desk, during: Pass, reviewer: str) -> dict[str, Any]:
+    passes = {name: desk.counts(name) for name in PASSES}
+    undo, redo = desk.steps(reviewer, during)
     return {
-        "key": lineage.image_key,
-        "name": shelf.files[request_key].name,
-        "width": lineage.width,
-        "height": lineage.height,
-        "prompt": facts["prompt"],
-        "caption": facts["caption"],
-        "source": facts["source"],
-        "seed": facts["seed"],
-        "editor": facts["editor"]["editor"],
-        "sample": facts.get("sample", False),
-        "label": event.label if event else None,
-        "origin": event.origin if event else None,
-        "reasons": list(event.reasons) if event else [],
-        "note": event.note if event else "",
-        "state": score.state if score else None,
-        "similarity": score.similarity if score else None,
-        "distance": score.distance if score else None,
-        "band": identity.band(score.similarity) if score and score.similarity is not None else None,
-        "score_note": score.note if score else "",
+        "revision": str(desk.position),
+        "counts": passes[during],
+        "passes": passes,
+        "undecided_total": desks.undecided_total(),
+        "undo": _step(desk, undo),
+        "redo": _step(desk, redo),
     }
 
 
-def _under_review(stage: Stage) -> tuple[Shelf, list[str]]:
-    """The shelf after files and verdicts were made to agree, and the request keys under review, in order."""
-    shelf = review.follow(stage)
-    return shelf, review.keys_under_review(shelf)
+def _step(desk: Desk, step: Step | None) -> dict[str, Any] | None:
+    if step is None:
+        return None
+    made = desk.by_image.get(step.keys[0])
+    path = desk.shelf.files.get(made) if made else None
+    name = path.stem if path else step.keys[0]
+    verdict = (step.label or "withdrawn").replace("_", " ")
+    return {
+        "batch": step.batch,
+        "count": step.count,
+        "label": step.label,
+        "keys": step.keys,
+        "name": name,
+        "at": step.at,
+        "text": f"{verdict} on {name}" if step.count == 1 else f"{verdict} on {step.count} images",
+    }
 
 
-def _counts(stage: Stage, shelf: Shelf, keys: list[str]) -> dict[str, int]:
-    decided = review.labels(stage.project)
-    labels = [decided[key].label if key in decided else None for key in (shelf.lineages[key].image_key for key in keys)]
-    return {"total": len(labels), "undecided": labels.count(None), **{label: labels.count(label) for label in review.LABELS}}
+async def _evidence(request: web.Request) -> web.Response:
+    stage, key = stage_of(request), request.match_info["key"]
 
+    def told() -> dict[str, Any]:
+        desk = desks.desk_of(stage)
+        desk.catch_up()
+        if key not in desk.by_image:
+            raise NotFound(f"There is no image {key!r} under review here.")
+        return evidence.evidence(desk, key)
 
-async def _label(request: web.Request) -> web.Response:
-    stage, body = _stage(request), await _json(request)
-    events = _events(body)
-
-    def store() -> dict[str, Any]:
-        shelf, keys = _under_review(stage)
-        problems = review.problems_of(events, (shelf.lineages[key].image_key for key in keys))
-        if problems:
-            raise DatasetError("Nothing was stored:", problems)
-        review.record(stage.project, events)
-        shelf, keys = _under_review(stage)
-        return review_state(stage, _counts(stage, shelf, keys))
-
-    state = await asyncio.to_thread(store)
-    host.broadcast("flenwheel.review", state)
-    return web.json_response({"revision": state["revision"], "counts": state["counts"]}, headers=FRESH)
-
-
-def _events(body: dict[str, Any]) -> list[review.LabelEvent]:
-    described, reviewer, origin = body.get("events"), body.get("reviewer", ""), body.get("origin", "person")
-    if (
-        not isinstance(described, list)
-        or not all(isinstance(event, dict) and isinstance(event.get("key"), str) for event in described)
-        or not isinstance(reviewer, str)
-        or origin not in ("person", "policy")
-    ):
-        raise DatasetError('The body must be {"reviewer": "…", "events": [{"key": "…", "label": "good", "reasons": [], "note": ""}, …]}.')
-    if len(described) > MAX_EVENTS:
-        raise DatasetError(f"{len(described)} verdicts at once are too many; send at most {MAX_EVENTS}.")
-    if len(reviewer) > MAX_NAME:
-        raise DatasetError(f"The reviewer's name is longer than {MAX_NAME} characters.")
-    return [_event(event, reviewer, origin) for event in described]
-
-
-def _event(described: dict[str, Any], reviewer: str, origin: Any) -> review.LabelEvent:
-    label, reasons, note, event_id = described.get("label"), described.get("reasons", []), described.get("note", ""), described.get("id")
-    if (
-        not isinstance(reasons, list)
-        or not isinstance(note, str)
-        or len(note) > MAX_NOTE
-        or not (label is None or isinstance(label, str))
-        or not (event_id is None or (isinstance(event_id, str) and 0 < len(event_id) <= MAX_NAME))
-    ):
-        raise DatasetError(
-            f"The verdict on {described['key']!r} needs a label or null, a list of reasons, a note of at most {MAX_NOTE} characters."
-        )
-    return review.LabelEvent(described["key"], label, tuple(map(str, reasons)), note, reviewer, origin, event_id=event_id)  # type: ignore[arg-type]
+    return web.json_response(await asyncio.to_thread(told), headers=FRESH)
 
 
 async def _history(request: web.Request) -> web.Response:
-    stage = _stage(request)
-    events = await asyncio.to_thread(review.history, stage.project, request.match_info["key"])
+    stage = stage_of(request)
+    events = await asyncio.to_thread(ledger.history, stage.project, request.match_info["key"])
     told = [
         {
+            "id": event.id,
             "label": event.label,
             "reasons": event.reasons,
             "note": event.note,
+            "answers": dict(event.answers),
+            "pass": event.during,
+            "batch": event.batch,
             "at": event.at,
             "reviewer": event.reviewer,
             "origin": event.origin,
+            "undone": event.undone,
         }
         for event in events
     ]
     return web.json_response({"events": told}, headers=FRESH)
 
 
+async def _agreement(request: web.Request) -> web.Response:
+    desk = desks.desk_of(stage_of(request))
+    await asyncio.to_thread(desk.catch_up)
+    return web.json_response(await asyncio.to_thread(evidence.agreement, desk, request.query.get("reviewer", "")), headers=FRESH)
+
+
+async def _coverage(request: web.Request) -> web.Response:
+    desk = desks.desk_of(stage_of(request))
+    await asyncio.to_thread(desk.catch_up)
+    return web.json_response(await asyncio.to_thread(evidence.coverage, desk), headers=FRESH)
+
+
+async def _label(request: web.Request) -> web.Response:
+    stage, body = stage_of(request), await json_body(request)
+    events, during, reviewer = _events(body), _pass(body.get("pass")), str(body.get("reviewer", ""))
+    desk = desks.desk_of(stage)
+    if body.get("preview"):
+        changes, left = await asyncio.to_thread(desk.preview, events)
+        would = [{"key": change.key, "from": change.before, "to": change.after} for change in changes]
+        return web.json_response({"would": would, "left_alone": left}, headers=FRESH)
+
+    def store() -> dict[str, Any]:
+        return _told(desk, during, reviewer, desk.decide(events, batch=_batch(body)))
+
+    return _spread(stage, during, await asyncio.to_thread(store))
+
+
+async def _turn(request: web.Request, *, undone: bool) -> web.Response:
+    stage, body = stage_of(request), await json_body(request)
+    during, reviewer, batch = _pass(body.get("pass")), _text(body, "reviewer", MAX_NAME), _text(body, "batch", MAX_NAME)
+    desk = desks.desk_of(stage)
+
+    def turn() -> dict[str, Any]:
+        step, decided = (desk.undo if undone else desk.redo)(reviewer, during, batch)
+        if step is None:
+            word = "undo" if undone else "redo"
+            raise Conflict(
+                f"Something else came after that step; the page shows the next {word}." if batch else f"There is nothing to {word}."
+            )
+        return {**_told(desk, during, reviewer, decided), "undone" if undone else "redone": _step(desk, step)}
+
+    return _spread(stage, during, await asyncio.to_thread(turn))
+
+
+def _told(desk: Desk, during: Pass, reviewer: str, decided: Decided) -> dict[str, Any]:
+    changed = evidence.changed(desk, during, (key for key in decided.changed if key in desk.by_image))
+    return {**_answer(desk, during, reviewer), "left_alone": decided.left_alone, "changed": changed}
+
+
+def _spread(stage: Stage, during: Pass, answer: dict[str, Any]) -> web.Response:
+    """Answer, and tell the other tabs."""
+    event = {name: answer[name] for name in ("revision", "counts", "undecided_total")}
+    where = {"project": stage.project.folder_name, "stage": stage.name, "version": stage.project.version, "pass": during}
+    host.broadcast("flenwheel.review", {**event, **where, "changed": answer["changed"] if len(answer["changed"]) <= TOLD else []})
+    return web.json_response(answer, headers=FRESH)
+
+
+async def _session(request: web.Request) -> web.Response:
+    stage, body = stage_of(request), await json_body(request)
+    during, reviewer = _pass(body.get("pass")), _text(body, "reviewer", MAX_NAME)
+    left = {name: body[name] for name in ("key", "place", "filter") if name in body}
+    await asyncio.to_thread(views.leave, stage, reviewer, during, left)
+    return web.json_response({"session": views.stopped_at(stage, reviewer, during)}, headers=FRESH)
+
+
+async def _views(request: web.Request) -> web.Response:
+    return web.json_response({"views": await asyncio.to_thread(views.views, project_of(request))}, headers=FRESH)
+
+
+async def _save_view(request: web.Request) -> web.Response:
+    project, body = project_of(request), await json_body(request)
+    chosen = body.get("filter")
+    if not (chosen is None or isinstance(chosen, dict)):
+        raise DatasetError('The body must be {"name": "…", "filter": {…}}; filter null deletes the view.')
+    saved = await asyncio.to_thread(views.save_view, project, _text(body, "name", MAX_NAME), cast("dict[str, Any] | None", chosen))
+    return web.json_response({"views": saved}, headers=FRESH)
+
+
 async def _continue(request: web.Request) -> web.Response:
     """Queue the graph that waits for this review once more."""
-    stage = _stage(request)
+    stage = stage_of(request)
     resume = await asyncio.to_thread(review.resume_of, stage)
     if not resume or not resume["prompt"]:
-        return _problem(409, "No graph is known for this review: run the graph with its Review Gate once.")
+        return problem(409, "No graph is known for this review: run the graph with its Review Gate once.")
     prompt_id = str(uuid.uuid4())
     valid, error, outputs, node_errors = await execution.validate_prompt(prompt_id, resume["prompt"], None)
     if not valid or node_errors:
-        return _problem(409, f"ComfyUI refuses the graph of this review: {error or node_errors}")
+        return problem(409, f"ComfyUI refuses the graph of this review: {error or node_errors}")
     server = PromptServer.instance
     number, server.number = server.number, server.number + 1
     extra = {"extra_pnginfo": {"workflow": resume["workflow"]}} if resume["workflow"] else {}
@@ -309,33 +366,75 @@ async def _continue(request: web.Request) -> web.Response:
     return web.json_response({"queued": prompt_id}, headers=FRESH)
 
 
-async def _image(request: web.Request) -> web.StreamResponse:
-    stage, key, size = _stage(request), request.match_info["key"], request.query.get("size", "full")
-    if size != "thumb":
-        return web.FileResponse(await asyncio.to_thread(_file, stage, key), headers=IMMUTABLE)
-    return web.Response(body=await asyncio.to_thread(_thumbnail, stage, key), content_type="image/webp", headers=IMMUTABLE)
+def _events(body: dict[str, Any]) -> list[LabelEvent]:
+    described, reviewer, origin = body.get("events"), body.get("reviewer", ""), body.get("origin", "person")
+    if (
+        not isinstance(described, list)
+        or not all(isinstance(event, dict) and isinstance(event.get("key"), str) for event in cast("list[Any]", described))
+        or not isinstance(reviewer, str)
+        or origin not in ("person", "policy")
+    ):
+        raise DatasetError('The body must be {"reviewer": "…", "events": [{"key": "…", "label": "good", "reasons": [], "note": ""}, …]}.')
+    told = cast("list[dict[str, Any]]", described)
+    if len(told) > MAX_EVENTS:
+        raise DatasetError(f"{len(told)} verdicts at once are too many; send at most {MAX_EVENTS}.")
+    if len(reviewer) > MAX_NAME:
+        raise DatasetError(f"The reviewer's name is longer than {MAX_NAME} characters.")
+    return [_event(event, reviewer, origin, _pass(body.get("pass"))) for event in told]
 
 
-def _file(stage: Stage, key: str) -> Path:
-    """The file of an image by its key: of a source through its metadata, of a candidate through its lineage."""
-    if stage.name == "source":
-        found = next(
-            (path for path in stage.folder.iterdir() if path.is_file() and path.suffix != ".json" and content_key(path) == key), None
+def _event(described: dict[str, Any], reviewer: str, origin: Any, during: Pass) -> LabelEvent:
+    label, reasons, note, event_id = described.get("label"), described.get("reasons", []), described.get("note", ""), described.get("id")
+    answers = described.get("answers", {})
+    if (
+        not isinstance(reasons, list)
+        or not isinstance(note, str)
+        or len(note) > MAX_NOTE
+        or not (label is None or isinstance(label, str))
+        or not (event_id is None or (isinstance(event_id, str) and 0 < len(event_id) <= MAX_NAME))
+        or not (isinstance(answers, dict) and all(isinstance(answer, bool) for answer in cast("dict[str, Any]", answers).values()))
+    ):
+        raise DatasetError(
+            f"The verdict on {described['key']!r} needs a label or null, a list of reasons, a note of at most {MAX_NOTE} characters."
+            " Answers are true or false by question."
         )
-    else:
-        shelf = Shelf(stage)
-        found = next((path for made, path in shelf.files.items() if shelf.lineages[made].image_key == key), None)
-    if found is None:
-        raise NotFound(f"There is no image {key!r} in {stage.name} {stage.project.version}.")
-    return found
+    words = tuple(map(str, cast("Iterable[Any]", reasons)))
+    return LabelEvent(
+        described["key"],
+        cast("ledger.Label | None", label),
+        words,
+        note,
+        reviewer,
+        origin,
+        event_id=event_id,
+        during=during,
+        answers=answers,
+    )
 
 
-def _thumbnail(stage: Stage, key: str) -> bytes:
-    cached = stage.project.cache / "thumbs" / f"{key}.webp"
-    if not re.fullmatch(r"[0-9a-f]{16}", key) or not cached.is_file():
-        picture = open_image(_file(stage, key), at_least=THUMB_PX).image
-        picture.thumbnail((THUMB_PX, THUMB_PX))
-        buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=82, method=2)
-        write_whole(cached, buffer.getvalue())
-    return cached.read_bytes()
+def _pass(name: Any) -> Pass:
+    if name in (None, ""):
+        return "first"
+    if name not in PASSES:
+        raise DatasetError(f"{name!r} is no pass: use {', '.join(PASSES)}.")
+    return name
+
+
+def _position(text: str | None) -> Position | None:
+    """A revision that was answered earlier; anything else asks for everything."""
+    found = re.fullmatch(r"(\d{1,18})\.(\d{1,18})", text or "")
+    return Position(int(found[1]), int(found[2])) if found else None
+
+
+def _batch(body: dict[str, Any]) -> str:
+    batch = _text(body, "batch", MAX_NAME)
+    if batch.startswith("event-"):
+        raise DatasetError("A batch id may not begin with event-.")
+    return batch
+
+
+def _text(body: dict[str, Any], name: str, limit: int) -> str:
+    value = body.get(name) or ""
+    if not isinstance(value, str) or len(value) > limit:
+        raise DatasetError(f"{name} must be a text of at most {limit} characters.")
+    return value

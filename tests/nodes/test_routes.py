@@ -1,14 +1,19 @@
 """The review's routes against the real server: what they answer, and what they refuse."""
 
 import http.client
+import io
 import json
+import os
+import sys
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from comfyui_flenwheel.flywheel import review
 from comfyui_flenwheel.flywheel.candidates import adopt
 from comfyui_flenwheel.flywheel.project import open_project
+from comfyui_flenwheel.nodes.launch import Server
 from PIL import Image
 
 from . import comfy
@@ -26,6 +31,20 @@ def candidates(server, request):
         caption="photo of ohwx_char person",
         prompt="a",
     )
+
+
+@pytest.fixture
+def send(server, candidates):
+    """Ask this project's review: `send("/labels", {…})`."""
+
+    def ask(path, body=None):
+        return comfy.call(server.address, comfy.review_path(candidates.project.folder_name) + path, body)
+
+    return ask
+
+
+def verdicts(candidates, label, *numbers, **facts):
+    return {"reviewer": "Ada", **facts, "events": [{"key": candidates.images[number].key, "label": label} for number in numbers]}
 
 
 def raw(server, method, path, body=b"", headers=None):
@@ -48,14 +67,17 @@ def test_label_change_withdraw_and_history(server, candidates):
         assert status == 200 and answer["revision"]
     _, history = comfy.call(server.address, f"{comfy.review_path(name)}/history/{key}")
     assert [event["label"] for event in history["events"]] == ["reject", "good", None]
-    assert history["events"][0] | {"at": ""} == {
+    first = history["events"][0]
+    assert {name: first[name] for name in ("label", "reasons", "note", "reviewer", "origin", "pass", "undone")} == {
         "label": "reject",
         "reasons": ["hands"],
         "note": "n",
-        "at": "",
         "reviewer": "Ada",
         "origin": "person",
+        "pass": "first",
+        "undone": False,
     }
+    assert first["at"] and first["id"] and first["batch"] != history["events"][1]["batch"]
     assert comfy.review(server.address, name)["counts"] == {"total": 4, "undecided": 4, "good": 0, "needs_correction": 0, "reject": 0}
 
 
@@ -135,6 +157,8 @@ def test_images_come_whole_or_small_and_may_be_kept(server, candidates):
     assert status == 200 and body == candidates.path(image).read_bytes() and "immutable" in headers["Cache-Control"]
     status, body, headers = raw(server, "GET", f"/flenwheel/image/{name}/enriched/v1/{image.key}?size=thumb")
     assert status == 200 and body[8:12] == b"WEBP" and headers["Content-Type"] == "image/webp"
+    assert raw(server, "GET", f"/flenwheel/image/{name}/enriched/v1/{image.key}?size=1024")[0] == 200
+    assert raw(server, "GET", f"/flenwheel/image/{name}/enriched/v1/{image.key}?size=huge")[0] == 400
 
 
 def test_a_review_without_a_graph_says_what_to_do(server, candidates):
@@ -185,3 +209,212 @@ def test_continue_queues_the_graph_from_the_gate(server, candidates):
     prompt["4"]["inputs"]["when_pending"] = "error"
     comfy.label(server.address, candidates.project.folder_name, {key: None})
     assert "1 of 1 images are undecided" in comfy.run(server.address, prompt).error
+
+
+def test_a_request_is_one_step_that_undo_takes_back_and_redo_brings_again(send, candidates):
+    _, answer = send("/labels", verdicts(candidates, "good", 0, 1, 2))
+    assert answer["counts"]["good"] == 3 and answer["undo"]["text"] == "good on 3 images" and answer["redo"] is None
+    assert {item["key"] for item in answer["changed"]} == {candidates.images[number].key for number in range(3)}
+    status, undone = send("/undo", {"reviewer": "Ada", "batch": answer["undo"]["batch"]})
+    assert status == 200 and undone["undone"]["count"] == 3 and undone["counts"]["undecided"] == 4 and undone["undo"] is None
+    assert send("/undo", {"reviewer": "Ada", "batch": answer["undo"]["batch"]})[0] == 200  # sent again after a lost answer
+    _, redone = send("/redo", {"reviewer": "Ada"})
+    assert redone["counts"]["good"] == 3 and redone["redone"]["batch"] == answer["undo"]["batch"]
+    assert send("/undo", {"reviewer": "Ben"})[0] == 409
+    _, state = send("?reviewer=Ada")
+    assert state["undo"]["text"] == "good on 3 images"
+    key = candidates.images[0].key
+    send("/undo", {"reviewer": "Ada"})
+    assert [event["undone"] for event in send(f"/history/{key}")[1]["events"]] == [True]
+
+
+def test_the_state_names_everything_a_page_needs(send, candidates):
+    send("/labels", verdicts(candidates, "good", 0))
+    _, state = send("?reviewer=Ada")
+    item = state["items"][0]
+    assert {
+        "caption",
+        "template",
+        "loras",
+        "generation",
+        "suggestion",
+        "disagreement",
+        "labels",
+        "in_force",
+        "corrections",
+        "repairs",
+    } <= set(item)
+    assert state["passes"]["strict"] == {"total": 1, "undecided": 1, "good": 0, "needs_correction": 0, "reject": 0}
+    assert state["undecided_total"] >= 3 and state["questions"] == ["character", "anatomy", "artefacts", "gap"] and state["missing"] == []
+    revision = state["revision"]
+    send("/labels", verdicts(candidates, "reject", 1))
+    _, news = send(f"?since={revision}")
+    assert news["partial"] and [item["key"] for item in news["items"]] == [candidates.images[1].key]
+
+
+def test_the_strict_pass_sees_what_was_good_and_wants_reasons(send, candidates):
+    send("/labels", verdicts(candidates, "good", 0, 1))
+    _, strict = send("?pass=strict")
+    assert [item["label"] for item in strict["items"]] == [None, None] and strict["items"][0]["labels"]["first"]["label"] == "good"
+    refused = send("/labels", verdicts(candidates, "reject", 0, **{"pass": "strict"}))
+    assert refused[0] == 400 and "reason" in refused[1]["error"]
+    key = candidates.images[0].key
+    event = {"key": key, "label": "reject", "reasons": ["hands"], "answers": {"anatomy": False, "character": True}}
+    _, answer = send("/labels", {"reviewer": "Ada", "pass": "strict", "events": [event]})
+    assert answer["counts"]["reject"] == 1 and answer["passes"]["first"]["good"] == 2
+    _, first = send("")
+    item = next(item for item in first["items"] if item["key"] == key)
+    assert (item["label"], item["in_force"]) == ("good", "reject") and item["labels"]["strict"]["answers"]["anatomy"] is False
+    _, told = send("/agreement?reviewer=Ada")
+    assert told["first_strict"] == {"both": 1, "same": 0, "share": 0.0} and told["changed"][0]["then"] == "reject"
+
+
+def test_a_blind_review_shows_nothing_that_could_sway(send, candidates):
+    send("/labels", verdicts(candidates, "good", 0))
+    _, blind = send("?pass=strict&blind=1")
+    assert blind["items"] and not {"name", "labels", "in_force", "similarity", "editor", "seed", "source", "suggestion"} & set(
+        blind["items"][0]
+    )
+    _, repeat = send("?pass=repeat")
+    assert repeat["blind"] and len(repeat["items"]) == 1
+
+
+def test_a_bulk_verdict_can_be_looked_at_first(send, candidates):
+    send("/labels", verdicts(candidates, "good", 0))
+    _, told = send("/labels", verdicts(candidates, "reject", 0, 1, 2, preview=True, origin="policy"))
+    assert told["left_alone"] == [candidates.images[0].key] and [change["from"] for change in told["would"]] == [None, None]
+    assert send("")[1]["counts"]["reject"] == 0
+    _, done = send("/labels", verdicts(candidates, "reject", 0, 1, 2, origin="policy"))
+    assert done["left_alone"] == told["left_alone"] and done["counts"]["reject"] == 2 and done["counts"]["good"] == 1
+
+
+def test_evidence_tells_lineage_siblings_and_quality(send, candidates):
+    status, told = send(f"/evidence/{candidates.images[0].key}")
+    assert status == 200, told
+    assert told["lineage"][0]["key"] == candidates.images[0].key and len(told["siblings"]["prompt"]) == 3
+    assert told["quality"]["verdict"] == "low" and any("small" in problem for problem in told["quality"]["problems"])
+    assert send("/evidence/feedfeedfeedfeed")[0] == 404
+
+
+def test_a_changed_a_deleted_and_a_broken_file_are_told_apart(server, send, candidates):
+    name = quote(candidates.project.folder_name)
+    paths = [candidates.path(image) for image in candidates.images]
+    send("/labels", verdicts(candidates, "good", 0))
+    _, state = send("")
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[:-20] + bytes(20))  # the same size, other bytes
+    paths[2].unlink()
+    at = [f"/flenwheel/image/{name}/enriched/v1/{image.key}?size=256" for image in candidates.images]
+    assert [raw(server, "GET", path)[0] for path in at] == [200, 410, 404, 200]
+    paths[1].write_bytes(content + b"longer")
+    _, later = send("")
+    assert {missing["key"] for missing in later["missing"]} == {candidates.images[1].key, candidates.images[2].key}
+    assert later["counts"]["total"] == 2 and state["counts"]["total"] == 4
+    assert raw(server, "GET", f"/flenwheel/review/{name}/enriched/v1/report.html")[0] == 200
+
+
+def test_a_repair_is_ordered_shown_and_taken_back(server, send, candidates):
+    key = candidates.images[0].key
+    send("/labels", {"reviewer": "Ada", "events": [{"key": key, "label": "needs_correction", "reasons": ["hands"], "note": "six fingers"}]})
+    _, proposed = send(f"/repair/prompt/{key}")
+    assert proposed["from"] == "candidate" and "five natural fingers" in proposed["prompt"] and "six fingers" in proposed["prompt"]
+    image = candidates.images[0]
+    buffer = io.BytesIO()
+    Image.new("L", (image.width, image.height), 255).save(buffer, "PNG")
+    path = comfy.review_path(candidates.project.folder_name)
+    status, body, _ = raw(server, "PUT", f"{path}/mask/{key}", buffer.getvalue(), {"Content-Type": "image/png"})
+    mask = json.loads(body)["mask"]
+    assert status == 200 and raw(server, "GET", f"{path}/mask/{key}/{mask}")[0] == 200
+    status, answer = send("/repair", {"reviewer": "Ada", "key": key, **proposed, "count": 2, "mask": mask})
+    assert status == 200 and answer["order"]["state"] == "waiting" and len(answer["order"]["seeds"]) == 2, answer
+    assert next(item for item in send("")[1]["items"] if item["key"] == key)["repairs"] == 1
+    assert raw(server, "DELETE", f"{path}/repair/{answer['order']['id']}")[0] == 200
+    assert send("/repair")[1]["orders"][0]["state"] == "withdrawn"
+    assert send("/repair", {"key": key, "prompt": "", "count": 99})[0] == 400
+
+
+def test_a_hand_corrected_image_comes_back_bound_to_its_original(server, send, candidates):
+    key = candidates.images[0].key
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (9, 9, 9)).save(buffer, "JPEG")
+    path = comfy.review_path(candidates.project.folder_name)
+    status, body, _ = raw(server, "PUT", f"{path}/corrected/{key}?reviewer=Ada", buffer.getvalue(), {"Content-Type": "image/jpeg"})
+    made = json.loads(body)["corrected"]
+    assert status == 200 and made["stage"] == "corrections"
+    item = next(item for item in send("")[1]["items"] if item["key"] == key)
+    assert [(made["stage"], made["key"]) for made in item["corrections"]] == [("corrections", made["key"])]
+    own = comfy.review_path(candidates.project.folder_name, "corrections")
+    _, review_of_corrections = comfy.call(server.address, own)
+    assert review_of_corrections["items"][0]["corrects"]["key"] == key
+    saved = candidates.project.stage("corrections").folder / f"{candidates.images[1].stem}.png"  # as another program saves it
+    Image.new("RGB", (64, 48), (8, 8, 8)).save(saved)
+    assert [bool(item["corrections"]) for item in send("")[1]["items"]].count(True) == 2
+    assert raw(server, "PUT", f"{path}/corrected/{key}", b"no picture", {"Content-Type": "image/png"})[0] == 422
+    assert raw(server, "PUT", f"{path}/corrected/feedfeedfeedfeed", buffer.getvalue())[0] == 404
+
+
+def test_repairs_run_as_a_graph(server, send, candidates):
+    key = candidates.images[0].key
+    send("/repair", {"key": key, "prompt": "Change background to forest", "seeds": [5], "from": "candidate"})
+    prompt = {
+        "1": {"class_type": "FLEN_Project", "inputs": {"name": candidates.project.name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1}, "_meta": {"title": "P"}},
+        "2": {"class_type": "FLEN_RehearsalEditor", "inputs": {}, "_meta": {"title": "E"}},
+        "3": {"class_type": "FLEN_RepairCandidates", "inputs": {"project": ["1", 0], "editor": ["2", 0], "limit": 0}, "_meta": {"title": "R"}},
+    }  # fmt: skip
+    _, described = comfy.call(server.address, "/object_info/FLEN_RehearsalEditor")
+    required = described["FLEN_RehearsalEditor"]["input"]["required"]
+    prompt["2"]["inputs"] = {name: spec[1]["default"] for name, spec in required.items()}
+    outcome = comfy.run(server.address, prompt)
+    assert "1 corrections" in outcome.text("3"), outcome.messages
+    assert send("/repair")[1]["orders"][0]["state"] == "done"
+    send("/repair", {"key": key, "prompt": "Change background to beach", "seeds": [6], "from": "candidate"})
+    assert "2 corrections" in comfy.run(server.address, prompt).text("3")  # a new order makes the node run again
+
+
+def test_views_and_where_one_stopped_are_kept(server, send, candidates):
+    views = f"/flenwheel/views/{quote(candidates.project.folder_name)}"
+    comfy.call(server.address, views, {"name": "doubtful", "filter": {"band": ["review"]}})
+    assert comfy.call(server.address, views)[1]["views"] == [{"name": "doubtful", "filter": {"band": ["review"]}}]
+    assert comfy.call(server.address, views, {"name": "doubtful", "filter": None})[1]["views"] == []
+    send("/session", {"reviewer": "Ada", "key": candidates.images[2].key, "place": 2, "filter": {}})
+    assert send("?reviewer=Ada")[1]["session"]["place"] == 2 and send("?reviewer=Ben")[1]["session"] is None
+
+
+def test_a_report_needs_nothing_else_and_shows_its_filter(server, send, candidates):
+    send(
+        "/labels", {"reviewer": "Ada", "events": [{"key": candidates.images[0].key, "label": "good", "note": "<script>alert(1)</script>"}]}
+    )
+    path = comfy.review_path(candidates.project.folder_name)
+    status, page, _ = raw(server, "GET", f"{path}/report.html?label=good")
+    text = page.decode()
+    assert status == 200 and text.count("<li") == 1 and "data:image/webp;base64," in text and "1 of 4 images: label good" in text
+    assert "<script" not in text and "http://" not in text and "https://" not in text and "default-src 'none'" in text
+    status, sheet, _ = raw(server, "GET", f"{path}/sheet.png?label=undecided")
+    assert status == 200 and Image.open(io.BytesIO(sheet)).width > 256
+    body = json.dumps({"keys": [candidates.images[3].key], "format": "html"}).encode()
+    status, page, _ = raw(server, "POST", f"{path}/export", body, {"Content-Type": "application/json"})
+    assert status == 200 and page.count(b"<li") == 1
+    assert raw(server, "GET", f"{path}/report.html?colour=red")[0] == 400
+
+
+def test_coverage_counts_cells(send, candidates):
+    send("/labels", verdicts(candidates, "good", 0))
+    _, table = send("/coverage")
+    assert table["picked"] == 0 and table["angle"] == [{"value": "unknown", "sources": 0, "good": 1, "picked": 0}]
+
+
+@pytest.mark.slow
+def test_on_the_network_a_token_is_asked_for(comfyui, tmp_path):
+    env = {**os.environ, "FLENWHEEL_TOKEN": "a-long-enough-token"}
+    with Server(comfyui, Path(sys.executable), tmp_path, extra_args=("--listen", "0.0.0.0"), env=env) as listening:
+        elsewhere = {"X-Forwarded-For": "192.168.1.9"}  # as through a proxy; a test has no second machine
+        assert raw(listening, "GET", "/flenwheel/projects")[0] == 200
+        assert raw(listening, "GET", "/flenwheel/projects", headers=elsewhere)[0] == 401
+        assert raw(listening, "GET", "/flenwheel/projects?token=wrong-but-long-enough", headers=elsewhere)[0] == 401
+        status, _, headers = raw(listening, "GET", "/flenwheel/projects?token=a-long-enough-token", headers=elsewhere)
+        assert status == 200 and "HttpOnly" in headers["Set-Cookie"] and "SameSite=Strict" in headers["Set-Cookie"]
+        cookie = {**elsewhere, "Cookie": headers["Set-Cookie"].split(";")[0]}
+        assert raw(listening, "GET", "/flenwheel/projects", headers=cookie)[0] == 200
+        assert "token" in listening.log.read_text(errors="replace") and "a-long-enough-token" not in listening.log.read_text(
+            errors="replace"
+        )

@@ -1,0 +1,86 @@
+"""Small copies of images: made once on disk, in several sizes, by a few threads, never twice at a time."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from .candidates import known_key
+from .errors import ImageError
+from .images import open_image, write_whole
+from .project import Project
+
+SIZES = (256, 512, 1024)
+QUALITY = 82
+METHOD = 2  # WebP effort: 4 takes twice as long for 3 % fewer bytes
+
+
+class ChangedOnDisk(ImageError):
+    """The file is not the image it was when it was listed."""
+
+
+class Thumbnails:
+    """Thumbnails of every project, by content key; what two ask for at once is made once."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._pool = ThreadPoolExecutor(threads or max(2, os.cpu_count() or 2), thread_name_prefix="flenwheel-thumbs")
+        self._making: dict[Path, Future[bytes]] = {}
+        self._guard = threading.Lock()
+
+    def request(self, project: Project, key: str, path: Path, px: int) -> Future[bytes]:
+        """The WebP bytes of a copy that fits into `px` x `px`, soon. The future raises what `open_image` does, and ChangedOnDisk.
+
+        `px`: the next size of SIZES is taken.
+        """
+        px = next((size for size in SIZES if size >= px), SIZES[-1])
+        target = thumbnail_path(project, key, px)
+        with self._guard:
+            if target in self._making:
+                return self._making[target]
+            future = self._pool.submit(_made, target, key, path, px)
+            self._making[target] = future
+        future.add_done_callback(partial(self._forget, target))
+        return future
+
+    def _forget(self, target: Path, _: Future[bytes]) -> None:
+        with self._guard:
+            self._making.pop(target, None)
+
+
+def thumbnail_path(project: Project, key: str, px: int) -> Path:
+    """Where a thumbnail is kept; the folder can be deleted at will."""
+    return project.cache / "thumbs" / str(px) / key[:2] / f"{key}.webp"
+
+
+def thumbnail(path: Path, px: int) -> bytes:
+    """WebP bytes of a copy that fits into `px` x `px`; a smaller picture keeps its size."""
+    picture = open_image(path, at_least=px).image
+    picture.thumbnail((px, px), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=QUALITY, method=METHOD)
+    return buffer.getvalue()
+
+
+def refuse_changed(path: Path, key: str) -> None:
+    """Raises ChangedOnDisk when the file does not have this content key."""
+    try:
+        same = known_key(path) == key
+    except OSError as error:
+        raise ImageError(f"{path.name} cannot be read ({error.strerror or error}).") from error
+    if not same:
+        raise ChangedOnDisk(f"{path.name} was changed on disk since it was made. Verdicts on the image it was are kept.")
+
+
+def _made(target: Path, key: str, path: Path, px: int) -> bytes:
+    if target.is_file():
+        return target.read_bytes()
+    refuse_changed(path, key)
+    content = thumbnail(path, px)
+    write_whole(target, content)
+    return content
