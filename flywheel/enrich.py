@@ -10,12 +10,14 @@ from fnmatch import fnmatch
 from typing import Any
 
 from . import identity, instructions, review
+from .alignment import LIMIT
 from .candidates import TRIES, Shelf, record_of
 from .dataset import Dataset, ImageRecord
-from .editors import ControlRef, Editor, EditRequest
+from .editors import ControlRef, Editor, EditRequest, key_of
 from .errors import EditorError, PromptError
 from .faces import Embedder
 from .images import open_image, size_for, write_json
+from .lora import split_tags
 from .prompts import Prompt, PromptSet
 from .render import Finished, Order, Report, Run, render, silent, summary
 
@@ -80,8 +82,7 @@ def enrich(
     """
     shelf = Shelf(dataset.project.stage("enriched"))
     orders = plan(dataset, prompts, seed=seed, megapixels=megapixels)
-    fingerprint = editor.fingerprint()
-    wanted = [order for order in orders if not _thrown_away(shelf, order.request.key(fingerprint))]
+    wanted = [order for order in orders if not _thrown_away(shelf, key_of(editor, order.request))]
     tries = _Tries(dataset, shelf, seed, megapixels, drift)
     run = render(wanted, editor, shelf, report=report, follow_up=tries.next_try if drift else None, limit=limit)
     if run.failed and not run.finished:
@@ -93,8 +94,60 @@ def enrich(
     images = tuple(record_of(shelf, request_key) for request_key in dict.fromkeys(chosen))
     write_metadata(shelf)
     skipped = len(orders) - len(wanted)
-    notes = (*summary(run), *tries.notes(), *([f"{skipped} rejected images were deleted by hand and are left alone."] if skipped else []))
+    notes = (
+        *summary(run),
+        *tries.notes(),
+        *_shifted(shelf, chosen),
+        *([f"{skipped} rejected images were deleted by hand and are left alone."] if skipped else []),
+    )
     return Enriched(Dataset(dataset.project, "enriched", images), notes, run)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The first images of a plan. `left`: images that are still to be made; `seconds_each`: how long one took, None if nobody knows."""
+
+    dataset: Dataset
+    notes: tuple[str, ...]
+    left: int
+    seconds_each: float | None
+
+
+def preview(
+    dataset: Dataset, prompts: PromptSet, editor: Editor, *, seed: int = 0, megapixels: float = 1.0, count: int = 4, report: Report = silent
+) -> Preview:
+    """Make a few images of a plan, of different prompts and photographs, to look at before the batch. `enrich` finds them made.
+
+    Raises:
+        PromptError, EditorError, StorageError: see `plan` and `render`.
+        EditorError: not one of them could be made.
+    """
+    shelf = Shelf(dataset.project.stage("enriched"))
+    orders = plan(dataset, prompts, seed=seed, megapixels=megapixels)
+    run = render(_spread(orders, count), editor, shelf, report=report)
+    if not run.finished:
+        raise EditorError(f"Not one of {len(run.failed)} images could be made. The first reason: {run.failed[0][1]}")
+    write_metadata(shelf)
+    keys = list(dict.fromkeys(finished.request_key for finished in run.finished))
+    took = sorted(shelf.lineages[key].facts["seconds"] for key in keys)
+    left = sum(key_of(editor, order.request) not in shelf.files for order in orders)
+    return Preview(
+        Dataset(dataset.project, "enriched", tuple(record_of(shelf, key) for key in keys)),
+        tuple(summary(run)),
+        left,
+        took[len(took) // 2] if took else None,
+    )
+
+
+def _spread(orders: Sequence[Order], count: int) -> list[Order]:
+    """As many templates as possible, each with another photograph."""
+    by_template: dict[str, list[Order]] = {}
+    for order in orders:
+        by_template.setdefault(order.request.label, []).append(order)
+    groups = [group[place * len(group) // len(by_template) :] + group for place, group in enumerate(by_template.values())]
+    in_turn = [group[turn] for turn in range(max(map(len, groups), default=0)) for group in groups if turn < len(group)]
+    chosen = list({id(order): order for order in in_turn}.values())[:count]
+    return [order for order in orders if any(order is one for one in chosen)]
 
 
 def write_metadata(shelf: Shelf) -> None:
@@ -133,7 +186,7 @@ class _Tries:
         if not drifted or len(tries) > self.drift.retries:
             return None
         source = next(image for image in self.dataset.images if image.key == facts["source"]["key"])
-        prompt = Prompt(facts["prompt"], facts["template"])
+        prompt = Prompt(" ".join([*finished.order.request.tags, facts["prompt"]]), facts["template"])
         return _order(self.dataset, source, prompt, attempt=len(tries), seed=self.seed, megapixels=self.megapixels)
 
     def choose(self, shelf: Shelf) -> list[str]:
@@ -157,6 +210,16 @@ class _Tries:
             return []
         rescued = sum(any((score.similarity or 0.0) >= self.drift.threshold for _, score in tries) for tries in retried)
         return [f"{len(retried)} images drifted below {self.drift.threshold:g} and were tried again; {rescued} of them came back above it."]
+
+
+def _shifted(shelf: Shelf, keys: Sequence[str]) -> list[str]:
+    """What the pixel-shift guard of an editor flagged."""
+    names = [shelf.files[key].name for key in dict.fromkeys(keys) if shelf.lineages[key].facts["notes"].get("shifted")]
+    if not names:
+        return []
+    return [
+        f"{len(names)} images are shifted or zoomed against their photo by more than {LIMIT:.1%}, first {names[0]}: no use as training pairs."
+    ]
 
 
 def _try(shelf: Shelf, request_key: str, score: identity.IdentityScore) -> dict[str, Any]:
@@ -192,10 +255,11 @@ def _prompts_for(source: ImageRecord, prompts: Sequence[Prompt], per_source: int
 
 
 def _order(dataset: Dataset, source: ImageRecord, prompt: Prompt, *, attempt: int, seed: int, megapixels: float) -> Order:
-    own_seed = seed_from(seed, source.key, prompt.text, attempt)
+    words, tags = split_tags(prompt.text)  # a tag chooses LoRAs; it is no word of the prompt and changes no seed
+    own_seed = seed_from(seed, source.key, words, attempt)
     width, height = size_for(source.width, source.height, megapixels=megapixels)
-    request = EditRequest(prompt.text, (ControlRef(dataset.path(source), source.key),), own_seed, width, height, label=prompt.template)
-    return Order(request, f"{source.stem}-{_slug(prompt.text)}", _facts(source, prompt, own_seed, attempt))
+    request = EditRequest(words, (ControlRef(dataset.path(source), source.key),), own_seed, width, height, prompt.template, tags)
+    return Order(request, f"{source.stem}-{_slug(words)}", _facts(source, Prompt(words, prompt.template), own_seed, attempt))
 
 
 def _facts(source: ImageRecord, prompt: Prompt, seed: int, attempt: int) -> dict[str, Any]:

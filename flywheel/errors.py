@@ -6,6 +6,7 @@ FlywheelError                the user can act on it; ComfyUI shows the text as i
 ├── StorageError             the disk refused: full, read-only, no permission
 ├── DatasetError             fix the files; shows every problem
 ├── PromptError              fix the template
+├── LoraError                choose another LoRA file
 ├── EditorError              the editor cannot make this image
 │   └── EditorUnavailable    another editor might
 ├── IdentityError            faces cannot be measured
@@ -53,6 +54,10 @@ class DatasetError(ProblemsError):
 
 class PromptError(ProblemsError):
     """A prompt template cannot be expanded."""
+
+
+class LoraError(ProblemsError):
+    """A LoRA file is damaged, is none, or fits another model."""
 
 
 class EditorError(FlywheelError):

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from .candidates import Shelf
-from .editors import Edit, Editor, EditRequest, Rendered
+from .editors import Choosy, Edit, Editor, EditRequest, Foresighted, Rendered, fingerprint_of, key_of
 from .errors import EditorError, EditorUnavailable, FlywheelError, StorageError
 from .images import png_bytes
 
@@ -83,6 +83,7 @@ def render(
 ) -> Run:
     """Make every ordered image that is not on the shelf yet; stop after `limit` new ones (0: no limit).
 
+    Orders are made in the order given, except that an editor may want requests of one kind together (`Choosy.group`).
     `follow_up` sees each finished order once it is saved and may answer with one more order, for example a retry with another seed.
 
     Raises:
@@ -90,7 +91,7 @@ def render(
         StorageError: the disk refused.
     """
     _refuse_unsuitable(orders, editor)
-    with _Renderer(editor, shelf, report, follow_up, deque(orders)) as renderer:
+    with _Renderer(editor, shelf, report, follow_up, deque(_together(orders, editor))) as renderer:
         return renderer.run(limit)
 
 
@@ -98,7 +99,6 @@ class _Renderer(ExitStack):
     def __init__(self, editor: Editor, shelf: Shelf, report: Report, follow_up: FollowUp | None, queue: deque[Order]) -> None:
         super().__init__()
         self.editor, self.shelf, self.report, self.follow_up, self.queue = editor, shelf, report, follow_up, queue
-        self.fingerprint = editor.fingerprint()
         self.total = len(queue)
         self.finished: list[Finished] = []
         self.failed: list[tuple[Order, str]] = []
@@ -113,19 +113,22 @@ class _Renderer(ExitStack):
         while self.queue or self.in_flight:
             while self.queue:
                 order = self.queue.popleft()
-                key = order.request.key(self.fingerprint)
+                key = key_of(self.editor, order.request)
                 if key in self.shelf.files:
                     self._finish(Finished(order, key, made=False))
                 elif limit and self.edits >= limit:
                     left += 1
                 else:
-                    self._make(order, key)
+                    self._make(order, key, limit)
             self._settle(0)
         return Run(tuple(self.finished), tuple(self.failed), left, time.monotonic() - self.started)
 
-    def _make(self, order: Order, key: str) -> None:
+    def _make(self, order: Order, key: str, limit: int) -> None:
         if self._edit is None:
             self._edit = self.enter_context(self.editor.session())
+            if isinstance(self._edit, Foresighted):
+                missing = [order, *(other for other in self.queue if key_of(self.editor, other.request) not in self.shelf.files)]
+                self._edit.expect([other.request for other in missing[: limit or None]])
         began = time.monotonic()
         try:
             rendered = self._edit(order.request, self._tick)
@@ -137,7 +140,8 @@ class _Renderer(ExitStack):
             return
         seconds = time.monotonic() - began
         self.editing_s, self.edits, self.failures_in_a_row = self.editing_s + seconds, self.edits + 1, 0
-        facts = {**order.facts, "editor": self.fingerprint, "notes": dict(rendered.notes), "seconds": round(seconds, 3)}
+        made_by = fingerprint_of(self.editor, order.request)
+        facts = {**order.facts, "editor": made_by, "notes": dict(rendered.notes), "seconds": round(seconds, 3)}
         future = self.saver.submit(_save, self.shelf, key, order, rendered.image, facts)
         self.in_flight.append((Finished(order, key, made=True), rendered.image, future))
         self._settle(IN_FLIGHT)
@@ -183,6 +187,15 @@ def _refuse_unsuitable(orders: Iterable[Order], editor: Editor) -> None:
     if wrong:
         takes = _span(editor.controls)
         raise EditorError(f"{editor.name} takes {takes} control images per request, but some requests have {', '.join(map(str, wrong))}.")
+
+
+def _together(orders: Sequence[Order], editor: Editor) -> list[Order]:
+    """Groups in the order of their first member; within a group the given order."""
+    if not isinstance(editor, Choosy):
+        return list(orders)
+    groups = [editor.group(order.request) for order in orders]
+    first = {group: place for place, group in reversed(list(enumerate(groups)))}
+    return [order for _, order in sorted(zip(groups, orders, strict=True), key=lambda pair: first[pair[0]])]
 
 
 def _span(numbers: range) -> str:

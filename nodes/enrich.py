@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..flywheel import candidates, enrich, identity
 from ..flywheel.dataset import Dataset
 from ..flywheel.editors import Editor
 from ..flywheel.prompts import PromptSet
+from ..flywheel.sheets import stacked
 from . import host, sockets
+from .pictures import pairs
 
 
 class EnrichDataset(io.ComfyNode):
@@ -127,4 +130,64 @@ class EnrichDataset(io.ComfyNode):
         return io.NodeOutput(enriched.dataset, text, ui=host.shown(text))
 
 
-NODES = [EnrichDataset]
+class PreviewFour(io.ComfyNode):
+    """Makes four images of the plan, with different prompts and photos, and shows them beside their photos with the time all the others will
+    take. Nothing behind it runs until you switch go_on; the four are kept and not made again."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FLEN_PreviewFour",
+            display_name="Preview Four",
+            category="FLENwheel/enrich",
+            description=cls.__doc__ or "",
+            is_output_node=True,
+            inputs=[
+                sockets.DATASET.Input("dataset", tooltip="The photos to edit, as for Enrich Dataset."),
+                sockets.PROMPTS.Input("prompts", tooltip="The edits to ask for."),
+                sockets.EDITOR.Input("editor", tooltip="Who makes them."),
+                io.Boolean.Input(
+                    "go_on", default=False, tooltip="Switch on when you like what you see: then Enrich Dataset makes the rest."
+                ),
+                io.Int.Input(
+                    "base_seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,
+                    tooltip="Same as in Enrich Dataset, so that these four are part of the batch.",
+                ),
+                io.Float.Input(
+                    "megapixels", default=1.0, min=0.1, max=4.0, step=0.1, tooltip="Same as in Enrich Dataset: size of the results."
+                ),
+            ],
+            outputs=[
+                sockets.PROMPTS.Output("prompts_out", display_name="prompts", tooltip="Connect to Enrich Dataset; held back until go_on."),
+                io.Image.Output("sheet", tooltip="Photos and edits side by side."),
+                io.String.Output("report", tooltip="How long one image took and how long the rest will take."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            search_aliases=["test render", "time estimate", "probe"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """Runs again when an image it had made is no longer there."""
+        return host.fingerprint("enriched", candidates.missing)
+
+    @classmethod
+    def execute(cls, dataset: Dataset, prompts: PromptSet, editor: Editor, go_on: bool, base_seed: int, megapixels: float) -> io.NodeOutput:
+        report = host.Reporter(cls.hidden.unique_id, f"Preview with {editor.name}")
+        made = enrich.preview(dataset, prompts, editor, seed=base_seed, megapixels=megapixels, report=report)
+        sheet = host.tensor(stacked(pairs(made.dataset, made.dataset.images)))
+        text = "\n".join([*made.notes, _rest(made), "Going on." if go_on else "Switch go_on and queue again to make the rest."])
+        return io.NodeOutput(prompts if go_on else ExecutionBlocker(None), sheet, text, ui=host.shown(text, sheet, cls))
+
+
+def _rest(made: enrich.Preview) -> str:
+    if not made.left or made.seconds_each is None:
+        return f"{made.left} images are left."
+    return f"{made.left} images are left: about {host.duration(made.left * made.seconds_each)} at {made.seconds_each:.1f} s each."
+
+
+NODES = [EnrichDataset, PreviewFour]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -145,11 +145,17 @@ class BeforeAfter(io.ComfyNode):
         edited = [image for image in candidates.images if facts[image.key]["source"]]
         if not edited:
             raise DatasetError("None of these images is an edit of a photo, so there is no before.")
-        pairs = [_pair(candidates, image, facts[image.key]) for image in islice(edited, first - 1, first - 1 + count)]
-        if not pairs:
+        chosen = edited[first - 1 : first - 1 + count]
+        if not chosen:
             raise DatasetError(f"There are {len(edited)} edited images; there is none from number {first} on.")
-        sheet = host.tensor(stacked(pairs))
-        return io.NodeOutput(sheet, ui=host.shown(f"{len(pairs)} of {len(edited)} pairs", sheet, cls))
+        sheet = host.tensor(stacked(pairs(candidates, chosen)))
+        return io.NodeOutput(sheet, ui=host.shown(f"{len(chosen)} of {len(edited)} pairs", sheet, cls))
+
+
+def pairs(edits: Dataset, images: Sequence[ImageRecord]) -> list[Image.Image]:
+    """Photo and edit side by side, for edits of photos."""
+    facts = {lineage.image_key: lineage.facts for lineage in Shelf(edits.stage).lineages.values()}
+    return [_pair(edits, image, facts[image.key]) for image in images]
 
 
 def _pair(dataset: Dataset, image: ImageRecord, facts: Mapping[str, Any]) -> Image.Image:

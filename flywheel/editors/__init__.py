@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -25,7 +25,8 @@ class ControlRef:
 class EditRequest:
     """One image to be made: only what varies per image. Without controls it is text-to-image.
 
-    `width` and `height` in px, multiples of 16. `label` names the request for people (prompt template, card slot); it changes no pixel.
+    `width` and `height` in px, multiples of 16. `label` names the request for people (prompt template, card slot); it changes no pixel. `tags`
+    such as "@angle" choose among an editor's LoRAs; what they chose is in the editor's fingerprint for this request.
     """
 
     prompt: str
@@ -34,6 +35,7 @@ class EditRequest:
     width: int
     height: int
     label: str = ""
+    tags: tuple[str, ...] = ()
 
     def key(self, fingerprint: Mapping[str, str]) -> str:
         """16 hex digits that name the result of this request made by an editor with this fingerprint."""
@@ -89,6 +91,40 @@ class Editor(Protocol):
         ...
 
 
-from .rehearsal import Rehearsal  # noqa: E402 - an editor's file needs the names above
+@runtime_checkable
+class Choosy(Protocol):
+    """What an editor has besides, if it does not treat all requests alike: for example LoRAs that only some prompts use."""
 
-EDITORS: dict[str, type[Editor]] = {"rehearsal": Rehearsal}
+    def fingerprint_for(self, request: EditRequest) -> dict[str, str]:
+        """`fingerprint`, narrowed to what can change this request's pixels, so that an option it does not use makes no other file."""
+        ...
+
+    def group(self, request: EditRequest) -> str:
+        """Requests of one group are made one after another, because changing over costs time."""
+        ...
+
+
+@runtime_checkable
+class Foresighted(Protocol):
+    """An `Edit` that can prepare several requests at once, for example encode all prompts before it loads the model."""
+
+    def __call__(self, request: EditRequest, tick: Tick, /) -> Rendered: ...
+
+    def expect(self, requests: Sequence[EditRequest]) -> None:
+        """The requests to come, in order. Some may never come, and others may come between."""
+        ...
+
+
+def key_of(editor: Editor, request: EditRequest) -> str:
+    """The name of what this editor makes of this request."""
+    return request.key(fingerprint_of(editor, request))
+
+
+def fingerprint_of(editor: Editor, request: EditRequest) -> dict[str, str]:
+    return editor.fingerprint_for(request) if isinstance(editor, Choosy) else editor.fingerprint()
+
+
+from .qwen_diffusers import QwenDiffusers  # noqa: E402 - an editor's file needs the names above
+from .rehearsal import Rehearsal  # noqa: E402
+
+EDITORS: dict[str, type[Editor]] = {"qwen_diffusers": QwenDiffusers, "rehearsal": Rehearsal}

@@ -70,8 +70,12 @@ class Outcome:
 
 
 def first_lap(**overrides: Any) -> dict[str, Any]:
-    """The bundled API workflow with some inputs changed: `Project__name="Anna"`; spaces of titles as _."""
-    prompt = json.loads((WORKFLOWS / "api" / "flywheel1_first_lap.json").read_text())
+    return bundled("flywheel1_first_lap", **overrides)
+
+
+def bundled(name: str, **overrides: Any) -> dict[str, Any]:
+    """A bundled API workflow with some inputs changed: `Project__name="Anna"`; spaces of titles as _."""
+    prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     for selector, value in overrides.items():
         title, _, name = selector.partition("__")
         node = next(node for node in prompt.values() if node["_meta"]["title"].replace(" ", "_").replace("/", "") == title)

@@ -1,0 +1,119 @@
+"""What is known of edit models and of LoRAs for them, as data: a new model or LoRA is a row of data/qwen_models.json, not code."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .images import size_for
+from .lora import StackedLora
+
+TEMPLATE = (  # the system prompt Qwen-Image-Edit was trained with; {} is the pictures and the instruction
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), then explain how the"
+    " user's text instruction should alter or modify the image. Generate a new image that meets the user's requirements while maintaining"
+    " consistency with the original input where appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+VISION_PIXELS = 384 * 384  # what the vision encoder saw in training, per picture
+
+
+@dataclass(frozen=True, slots=True)
+class EditModel:
+    """An instruction-editing model. None means: leave alone what the model brings.
+
+    `encoder`: "qwen" shows the pictures to the text encoder too, "text" does not. `shift`: of the flow-matching schedule.
+    `reference_method`: how the controls get their places in the model. `schedule`: a scheduler's name, or "flux2". `controls`: at most.
+    """
+
+    name: str
+    family: str
+    encoder: str
+    shift: float | None
+    reference_method: str | None
+    cfg_norm: float | None
+    guidance: float | None
+    schedule: str
+    steps: int
+    cfg: float
+    controls: int
+    license: str
+    files: tuple[tuple[str, str, str, str], ...]  # folder below models/, name, size, address
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLora:
+    """A published LoRA, recognised by its file's name. `words`: how to prompt it. `steps` and `cfg`: what a distilled one was made for."""
+
+    pattern: str
+    title: str
+    model: str
+    what: str
+    words: str
+    when: str
+    weight: float
+    address: str
+    steps: int | None = None
+    cfg: float | None = None
+
+    def described(self) -> str:
+        words = f" Prompt it with: {self.words}." if self.words else ""
+        return f"{self.title}, for {self.model}: {self.what}.{words} Usual: weight {self.weight:g}, {self.when}."
+
+
+@cache
+def models() -> dict[str, EditModel]:
+    """By name, the recommended one first."""
+    rows: dict[str, Any] = _data()["models"]
+    return {name: EditModel(**(row | {"name": name, "files": tuple(tuple(file) for file in row["files"])})) for name, row in rows.items()}
+
+
+@cache
+def known_loras() -> tuple[KnownLora, ...]:
+    return tuple(KnownLora(**row) for row in _data()["loras"])
+
+
+def known(file_name: str) -> KnownLora | None:
+    return next((row for row in known_loras() if re.search(row.pattern, file_name, re.IGNORECASE)), None)
+
+
+def steps_and_cfg(model: EditModel, loras: Iterable[StackedLora], steps: int, cfg: float) -> tuple[int, float]:
+    """The person's numbers; 0 stands for what a distilled LoRA of these was made for, else for what suits the model."""
+    distilled = next((row for lora in loras if (row := known(lora.name)) and row.steps), None)
+    return (
+        steps or (distilled and distilled.steps) or model.steps,
+        cfg or (distilled and distilled.cfg) or model.cfg,
+    )
+
+
+def control_size(width: int, height: int, result: tuple[int, int], megapixels: float) -> tuple[int, int]:
+    """Size in px at which a control of width x height is given to the model: its own aspect, no cropping, multiples of 16.
+
+    `megapixels` 0 takes the result's area. A control of the result's aspect gets the result's very size, so that both stay aligned pixel by
+    pixel.
+    """
+    area = megapixels or result[0] * result[1] / 1e6
+    size = size_for(width, height, megapixels=area)
+    same_shape = abs(math.log(width / height * result[1] / result[0])) < 16 / min(result)
+    if same_shape and abs(result[0] * result[1] / 1e6 - area) < 0.02 * area:
+        return result
+    return size
+
+
+def vision_size(width: int, height: int) -> tuple[int, int]:
+    """Size in px at which the text encoder sees a control: its aspect, the area of training."""
+    scale = math.sqrt(VISION_PIXELS / (width * height))
+    return max(28, round(width * scale)), max(28, round(height * scale))
+
+
+def prompt_with_pictures(prompt: str, pictures: int) -> str:
+    return "".join(PICTURE.format(number) for number in range(1, pictures + 1)) + prompt
+
+
+def _data() -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / "data" / "qwen_models.json").read_text(encoding="utf-8"))

@@ -1,0 +1,110 @@
+"""LoRAs for editors: which, how strong, for which prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..flywheel import lora, qwen
+from ..flywheel.errors import LoraError
+from . import host, sockets
+
+TAG = "a tag…"
+
+
+class LoraStackNode(io.ComfyNode):
+    """Adds a LoRA to an editor. Chain several: their changes add up in order. A LoRA can be for all prompts or only for some, for example an
+    angle LoRA for camera prompts. Says what the file is before anything is loaded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FLEN_LoraStack",
+            display_name="LoRA Stack",
+            category="FLENwheel/editors",
+            description=cls.__doc__ or "",
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="A file of ComfyUI's models/loras folder, in whatever trainer's format.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How strong it works. 1 is as trained, 0 is exactly as without it.",
+                ),
+                io.Boolean.Input("enabled", default=True, tooltip="Off takes it out of the stack and leaves the rest as it is."),
+                io.Combo.Input(
+                    "when_to_use",
+                    options=[lora.ALWAYS, *lora.KINDS, TAG],
+                    default=lora.ALWAYS,
+                    tooltip="Which prompts use it: every one, only those that ask for a background, lighting, style or camera change, or those that start with a tag.",
+                ),
+                io.String.Input(
+                    "tag",
+                    default="@angle",
+                    tooltip="With 'a tag…' above: prompts that start with this word use the LoRA. The word itself is not sent to the model.",
+                ),
+                io.String.Input(
+                    "trigger_words",
+                    default="",
+                    tooltip="Put before every prompt that uses the LoRA, if it was trained with such words. Empty adds none.",
+                ),
+                sockets.LORAS.Input("loras", optional=True, tooltip="More LoRAs: another LoRA Stack."),
+            ],
+            outputs=[
+                sockets.LORAS.Output("loras_out", display_name="loras", tooltip="Connect to an editor or to the next LoRA Stack."),
+                io.String.Output("report", tooltip="What the file is and what the stack holds."),
+            ],
+            search_aliases=["lora loader", "power lora"],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_: Any) -> str:
+        """Changes when the file does."""
+        path = folder_paths.get_full_path("loras", lora_name)
+        if not path:
+            return ""
+        stat = Path(path).stat()
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
+    def execute(
+        cls,
+        lora_name: str,
+        weight: float,
+        enabled: bool,
+        when_to_use: str,
+        tag: str,
+        trigger_words: str,
+        loras: lora.LoraStack | None = None,
+    ) -> io.NodeOutput:
+        found = folder_paths.get_full_path("loras", lora_name)
+        if not found:
+            raise LoraError(f"There is no {lora_name} in ComfyUI's models/loras folder any more. Choose another or put it back.")
+        when = _tag(tag) if when_to_use == TAG else when_to_use
+        one = lora.stacked(Path(found), weight if enabled else 0.0, when, trigger_words)
+        stack = (loras or lora.LoraStack()).plus(one)
+        text = "\n".join([f"{lora_name}: {lora.inspect(one.path).described()}.", *_advice(one), f"Stack: {stack.described()}."])
+        return io.NodeOutput(stack, text, ui=host.shown(text))
+
+
+def _tag(text: str) -> str:
+    return text.strip() if text.strip().startswith("@") else f"@{text.strip()}"
+
+
+def _advice(one: lora.StackedLora) -> list[str]:
+    row, noted = qwen.known(one.name), lora.inspect(one.path).trigger
+    words = [f"Its trainer noted the trigger words: {noted}"] if noted and noted not in one.trigger else []
+    off = ["It is off." if not one.weight else ""]
+    return [line for line in ([row.described()] if row else []) + words + off if line]
+
+
+NODES = [LoraStackNode]

@@ -1,0 +1,67 @@
+"""The rows of models and LoRAs, and the sizes at which pictures are shown to a model."""
+
+import pytest
+from comfyui_flenwheel.flywheel import lora, prompts, qwen
+
+from .lora_files import save, tensors
+
+
+def test_every_row_says_what_a_person_has_to_download():
+    for row in qwen.models().values():
+        assert row.encoder in ("qwen", "text") and row.steps > 0 and row.cfg >= 1 and 1 <= row.controls <= 3 and row.license
+        for folder, name, size, address in row.files:
+            assert folder in ("diffusion_models", "text_encoders", "vae") and ".safetensors" in name
+            assert size.endswith(" GB") and address.startswith("https://huggingface.co/")
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("Qwen-Edit-2509-Multiple-angles", "Multiple angles (dx8152)"),
+        ("镜头转换", "Multiple angles (dx8152)"),
+        ("qwen-image-edit-2511-multiple-angles-lora", "Multiple angles, 96 poses (fal)"),
+        ("Qwen-Image-Edit-2509-Relight", "Relight (dx8152)"),
+        ("Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16", "Lightning, 4 steps (lightx2v)"),
+        ("Qwen-Image-Edit-2509-Lightning-8steps-V1.0-bf16", "Lightning, 8 steps (lightx2v)"),
+        ("my character v3", None),
+    ],
+)
+def test_published_loras_are_known_by_their_names(name, title):
+    row = qwen.known(name)
+    assert (row and row.title) == title
+
+
+def test_the_presets_that_the_rows_name_exist_and_ask_for_what_they_are_for():
+    camera = prompts.PromptSet(prompts.presets()["camera commands (2509 angle LoRA)"])
+    assert {lora.parse(prompt.text).kind for prompt in camera.expand()} == {"camera"}
+    poses = prompts.PromptSet(prompts.presets()["96 poses (2511 angle LoRA)"])
+    assert poses.count == 96 and all(lora.split_tags(prompt.text)[1] == ("@angle",) for prompt in poses.expand())
+    for row in qwen.known_loras():
+        assert all(name in prompts.presets() for name in row.words.split('"')[1::2])
+
+
+def test_zero_stands_for_what_suits_model_and_loras(tmp_path):
+    model = qwen.models()["Qwen-Image-Edit-2511"]
+    fast = lora.stacked(save(tmp_path / "lightning-8steps.safetensors", tensors("Lightning")), 1.0)
+    assert qwen.steps_and_cfg(model, (), 0, 0) == (40, 4.0)
+    assert qwen.steps_and_cfg(model, (fast,), 0, 0) == (8, 1.0)
+    assert qwen.steps_and_cfg(model, (fast,), 12, 0) == (12, 1.0)
+
+
+@pytest.mark.parametrize(("source", "result"), [((910, 1137), (896, 1120)), ((3000, 2000), (1232, 816)), ((101, 99), (1008, 992))])
+def test_a_control_of_the_results_shape_gets_the_results_size(source, result):
+    assert qwen.control_size(*source, result, 0.0) == result
+
+
+def test_another_shape_or_area_keeps_its_own_aspect_in_multiples_of_16():
+    wide = qwen.control_size(2000, 1000, (896, 1120), 0.0)
+    small = qwen.control_size(910, 1137, (896, 1120), 0.25)
+    assert wide[0] == pytest.approx(2 * wide[1], rel=0.03) and wide[0] * wide[1] == pytest.approx(896 * 1120, rel=0.05)
+    assert small[0] * small[1] == pytest.approx(250_000, rel=0.06) and small[0] / small[1] == pytest.approx(0.8, rel=0.05)
+    assert all(side % 16 == 0 for side in wide + small)
+
+
+def test_the_text_encoder_sees_the_area_it_was_trained_with():
+    width, height = qwen.vision_size(4000, 3000)
+    assert width * height == pytest.approx(384 * 384, rel=0.01) and width / height == pytest.approx(4 / 3, rel=0.01)
+    assert min(qwen.vision_size(5000, 20)) >= 28

@@ -1,0 +1,335 @@
+"""Runs inside a ComfyUI without its server and tells what came out, as JSON: python qwen_inside.py COMFYUI BASE PHOTO.
+
+A process of its own, so that neither torch nor ComfyUI's settings stay in the test process. The models are ComfyUI's Qwen classes at toy
+size, see tiny_qwen. Images are 128 x 160 px or smaller, two steps.
+"""
+
+import asyncio
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+COMFYUI, BASE, PHOTO = sys.argv[1:4]
+HERE = Path(__file__).resolve().parent
+sys.path[:1] = [COMFYUI, str(HERE.parent)]  # ComfyUI has modules called comfy and nodes, and so have the tests
+sys.argv = ["main.py", "--cpu", "--base-directory", BASE]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+torch.inference_mode().__enter__()  # as ComfyUI does around every node
+import comfy.sd  # noqa: E402
+import conftest  # noqa: E402, F401 - gives the pack its name
+import folder_paths  # noqa: E402
+import latent_preview  # noqa: E402
+import node_helpers  # noqa: E402
+import numpy as np  # noqa: E402
+import server  # noqa: E402
+from PIL import Image  # noqa: E402
+
+import nodes  # noqa: E402
+from flywheel import lora_files  # noqa: E402
+
+server.PromptServer(asyncio.new_event_loop())
+from comfy_extras.nodes_cfg import CFGNorm  # noqa: E402
+from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow  # noqa: E402
+from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus  # noqa: E402
+from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
+from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted  # noqa: E402
+from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_editor, host  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("tiny_qwen", HERE / "tiny_qwen" / "__init__.py")
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+where = folder_paths.get_full_path_or_raise
+SIZE = (128, 160)
+CONTROL = Path(BASE) / "control.png"
+OPTIONS = comfy_editor.Options(steps=2, cfg=2.0)
+
+
+def load():
+    sd = comfy.utils.load_torch_file(where("vae", "tiny_vae.safetensors"))
+    return {
+        "2511": comfy.sd.load_diffusion_model(where("diffusion_models", "tiny_2511.safetensors")),
+        "2509": comfy.sd.load_diffusion_model(where("diffusion_models", "tiny_2509.safetensors")),
+        "clip": comfy.sd.load_clip([where("text_encoders", "tiny_text_encoder.safetensors")], clip_type=comfy.sd.CLIPType.QWEN_IMAGE),
+        "vae": comfy.sd.VAE(sd=sd),
+        "black vae": comfy.sd.VAE(
+            sd={**sd, "decoder.head.2.weight": sd["decoder.head.2.weight"] * 0, "decoder.head.2.bias": sd["decoder.head.2.bias"] - 9}
+        ),
+    }
+
+
+def editor(row="Qwen-Image-Edit-2511", model="2511", vae="vae", loras=(), options=OPTIONS, extras=(), patched=None):
+    stack = lora.LoraStack()
+    for one in loras:
+        stack = stack.plus(one)
+    return comfy_editor.ComfyEditor(
+        qwen.models()[row], patched or MODELS[model], MODELS["clip"], MODELS[vae], "graph", options, stack, tuple(extras)
+    )
+
+
+def request(prompt="Change background to forest", seed=1, size=SIZE, controls=(CONTROL,), tags=()):
+    return EditRequest(prompt, tuple(ControlRef(path, f"{path.name}{path.stat().st_size}") for path in controls), seed, *size, "", tags)
+
+
+def quiet(fraction=0.0, preview=None):
+    pass
+
+
+class Loop:
+    """Ticks and holds what it ticks for, as the render loop does."""
+
+    def __init__(self, edit, report):
+        self.edit, self.report = edit, report
+
+    def tick(self, fraction=0.0, preview=None):
+        self.report(fraction, preview)
+
+
+def make(made_by, order=None, tick=quiet):
+    with made_by.session() as edit:
+        loop = Loop(edit, tick)
+        return loop.edit(order or request(), loop.tick)
+
+
+def pixels(made_by, order=None):
+    return np.asarray(make(made_by, order).image, dtype=np.int16)
+
+
+def apart(one, other):
+    """Largest and mean difference of two pictures, 0..255."""
+    return [int(np.abs(one - other).max()), round(float(np.abs(one - other).mean()), 3)]
+
+
+def refusal(act):
+    try:
+        act()
+    except FlywheelError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+def file(name, named):
+    return lora_files.save(Path(BASE) / f"{name}.safetensors", named)
+
+
+def one(name, weight=1.0, when=lora.ALWAYS, style="diffusers", **how):
+    return lora.stacked(file(name, lora_files.tensors(style, **{"size": 0.5, **how})), weight, when)
+
+
+# --- what is checked --------------------------------------------------------------------------------------------------------------------
+
+
+def same_as_the_stock_nodes():
+    """Same model, seed and prompt through ComfyUI's own nodes. The control is 384 x 384, so that the text encoder sees the same pixels."""
+    picture = Image.open(PHOTO).convert("RGB").resize((384, 384))
+    picture.save(Path(BASE) / "square.png")
+    size = (160, 160)
+    ours = pixels(editor(), request(size=size, controls=(Path(BASE) / "square.png",)))
+    model = ModelSamplingAuraFlow().patch_aura(MODELS["2511"], 3.1)[0]
+    model = CFGNorm.execute(model, 1.0).args[0]
+    latent = MODELS["vae"].encode(host.tensor(picture.resize(size, Image.Resampling.LANCZOS)))
+
+    def conditioning(prompt):
+        encoded = TextEncodeQwenImageEditPlus.execute(MODELS["clip"], prompt, image1=host.tensor(picture)).args[0]
+        values = {"reference_latents": [latent], "reference_latents_method": "index_timestep_zero"}
+        return node_helpers.conditioning_set_values(encoded, values)
+
+    positive, negative = conditioning("Change background to forest"), conditioning("")
+    out = nodes.common_ksampler(model, 1, 2, 2.0, "euler", "simple", positive, negative, {"samples": torch.zeros_like(latent)})[0]
+    decoded = MODELS["vae"].decode(out["samples"]).reshape(1, 160, 160, 3)
+    return apart(ours, np.asarray(host.pictures(decoded)[0], dtype=np.int16))
+
+
+def styles():
+    """Each style against the first; and the first against the model without a LoRA."""
+    made = {style: pixels(editor(loras=[one(f"style{place}", style=style, seed=7)])) for place, style in enumerate(lora_files.STYLES)}
+    first = next(iter(made.values()))
+    return {"apart": {style: apart(first, picture) for style, picture in made.items()}, "effect": apart(first, pixels(editor()))}
+
+
+def stacks():
+    a, b = one("a", seed=1), one("b", seed=2)
+    base, both = pixels(editor()), pixels(editor(loras=[a, b]))
+    off = [lora.stacked(a.path, 0.0), lora.stacked(b.path, 0.0)]
+    with editor(loras=[a, b]).session() as edit:  # the base after its LoRAs were on, in one session and after it
+        edit(request(), quiet)
+    return {
+        "weight 0": apart(base, pixels(editor(loras=off))),
+        "same fingerprint": editor(loras=off).fingerprint() == editor().fingerprint(),
+        "base afterwards": apart(base, pixels(editor())),
+        "one": apart(base, pixels(editor(loras=[a]))),
+        "both": apart(pixels(editor(loras=[a])), both),
+        "other order": apart(both, pixels(editor(loras=[b, a]))),
+        "negative undoes": apart(base, pixels(editor(loras=[a, lora.stacked(a.path, -1.0)]))),
+    }
+
+
+def per_prompt():
+    """An angle LoRA for camera prompts: background prompts are made as if it were not there, under the same key."""
+    angle = one("angle", when="camera", seed=3)
+    plain, stacked = editor(), editor(loras=[angle])
+    background, camera = request(), request("Change camera angle to slightly left")
+    tagged = editor(loras=[one("tagged", when="@angle", seed=3)])
+    return {
+        "is": [isinstance(plain, Choosy)],
+        "background": apart(pixels(plain, background), pixels(stacked, background)),
+        "same key": plain.fingerprint_for(background) == stacked.fingerprint_for(background),
+        "camera": apart(pixels(plain, camera), pixels(stacked, camera)),
+        "tag": apart(pixels(stacked, camera), pixels(tagged, request(camera.prompt, tags=("@angle",)))),
+        "groups": [
+            stacked.group(background) == stacked.group(request("Change lighting to sunset")),
+            stacked.group(camera) != stacked.group(background),
+        ],
+        "notes": make(stacked, camera).notes["loras"],
+    }
+
+
+def lightning_sets_the_steps():
+    fast = one("Qwen-Image-Edit-2511-Lightning-4steps-V1.0")
+    made_by = editor(loras=[fast], options=comfy_editor.Options())
+    notes = make(made_by).notes
+    return [notes["steps"], notes["cfg"], editor(options=comfy_editor.Options()).fingerprint()["steps"]]
+
+
+def lokr():
+    named = {}
+    for module, (out, inner) in lora_files.modules().items():
+        rng = np.random.default_rng(1)
+        named[f"lycoris_{module.replace('.', '_')}.lokr_w1"] = rng.standard_normal((2, 2)) * 0.3
+        named[f"lycoris_{module.replace('.', '_')}.lokr_w2"] = rng.standard_normal((out // 2, inner // 2)) * 0.3
+    return apart(pixels(editor()), pixels(editor(loras=[lora.stacked(file("lokr", named), 1.0)])))
+
+
+def refusals():
+    flux = {
+        f"lora_unet_double_blocks_{n}_img_attn_qkv.{part}.weight": np.zeros((4, 4)) for n in range(19) for part in ("lora_down", "lora_up")
+    }
+    broken = lora_files.tensors("diffusers")
+    broken = {key: array * np.inf for key, array in broken.items()}
+
+    def runs_out(times):
+        left = [times]
+
+        def patch(state):
+            left[0] -= 1
+            if left[0] >= 0:
+                raise torch.cuda.OutOfMemoryError("simulated")
+            return state
+
+        model = MODELS["2511"].clone()
+        model.set_model_patch(patch, "double_block")
+        return editor(patched=model)
+
+    return {
+        "flux": refusal(lambda: make(editor(loras=[lora.stacked(file("flux", flux), 1.0)]))),
+        "size": refusal(lambda: make(editor(loras=[one("wide", width=128)]))),
+        "nan": refusal(lambda: make(editor(loras=[lora.stacked(file("broken", broken), 1.0)]))),
+        "black": refusal(lambda: make(editor(vae="black vae"))),
+        "2509": refusal(lambda: make(editor(row="Qwen-Image-Edit-2509"))),
+        "kontext": refusal(lambda: make(editor(row="FLUX.1 Kontext"))),
+        "words": refusal(lambda: make(editor(), request("word " * 5000))),
+        "tag": refusal(lambda: editor().fingerprint_for(request(tags=("@angle",)))),
+        "memory once": make(runs_out(1)).notes.get("out_of_memory_once"),
+        "memory": refusal(lambda: make(runs_out(9))),
+        "after all that": apart(pixels(editor()), BASELINE),
+    }
+
+
+def controls():
+    """1 to 3 pictures change the result, each; odd sizes and transparency are taken; the range leaves room for the extras."""
+    odd = Path(BASE) / "odd.png"
+    Image.open(PHOTO).convert("RGBA").resize((201, 333)).save(odd)
+    extra = ("x", Image.open(PHOTO).convert("RGB").resize((300, 200)))
+    pictures = [pixels(editor(), request(controls=[CONTROL, odd, CONTROL][:count])) for count in (1, 2, 3)]
+    return {
+        "apart": [apart(pictures[0], pictures[1])[0], apart(pictures[1], pictures[2])[0]],
+        "2509": apart(pictures[0], pixels(editor("Qwen-Image-Edit-2509", "2509")))[0],
+        "extra": apart(pixels(editor(extras=[extra])), pictures[0])[0],
+        "ranges": [list(editor().controls), list(editor(extras=[extra, extra]).controls)],
+        "sizes": [list(make(editor(), request(size=size)).image.size) for size in ((64, 64), (96, 256), (272, 80))],
+        "smaller control": apart(pixels(editor(options=comfy_editor.Options(2, 2.0, control_megapixels=0.01))), pictures[0])[0],
+    }
+
+
+def progress():
+    """Fractions and previews that a person sees; how soon a cancel takes effect."""
+    latent_preview.set_preview_method("latent2rgb")
+    seen, previews = [], []
+
+    def watch(fraction=0.0, preview=None):
+        seen.append(fraction)
+        previews.extend([list(preview.size)] if preview else [])
+
+    make(editor(options=comfy_editor.Options(4, 2.0)), tick=watch)
+    asked = []
+
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(fraction=0.0, preview=None):
+        if fraction > 0.2:
+            asked.append(time.monotonic())
+            raise Cancelled
+
+    try:
+        make(editor(options=comfy_editor.Options(20, 2.0)), tick=cancel)
+    except Cancelled:
+        ended = time.monotonic() - asked[0]
+    return {"grows": seen == sorted(seen), "last": seen[-1], "ticks": len(seen), "previews": previews, "cancelled after s": round(ended, 3)}
+
+
+def ahead():
+    """With foresight the same images; the text encoder is asked once for all."""
+    orders = [request(seed=seed, prompt=f"Change background to {place}") for seed, place in enumerate(("forest", "beach", "cafe"))]
+    alone = [pixels(editor(), order) for order in orders]
+    calls = []
+    encode = MODELS["clip"].encode_from_tokens_scheduled
+    MODELS["clip"].encode_from_tokens_scheduled = lambda *given, **named: (calls.append(sampled[0]), encode(*given, **named))[1]
+    sampled = [0]
+    made_by = editor()
+    with made_by.session() as edit:
+        edit.expect(orders)
+        together = []
+        for order in orders:
+            together.append(np.asarray(edit(order, quiet).image, dtype=np.int16))
+            sampled[0] += 1
+        foresighted = isinstance(edit, Foresighted)
+    del MODELS["clip"].encode_from_tokens_scheduled
+    return {"is": foresighted, "apart": [apart(a, b) for a, b in zip(alone, together, strict=True)], "encoded before image": calls}
+
+
+def encoding_on_the_side():
+    """A second session makes the same bytes."""
+    return apart(pixels(editor()), BASELINE)
+
+
+Image.open(PHOTO).convert("RGB").resize(SIZE).save(CONTROL)
+MODELS = load()
+BASELINE = pixels(editor())
+CHECKS = (
+    same_as_the_stock_nodes,
+    styles,
+    stacks,
+    per_prompt,
+    lightning_sets_the_steps,
+    lokr,
+    refusals,
+    controls,
+    progress,
+    ahead,
+    encoding_on_the_side,
+)
+told = {}
+for check in CHECKS:
+    began = time.monotonic()
+    told[check.__name__] = check()
+    print(check.__name__, round(time.monotonic() - began, 1), file=sys.stderr)
+print(json.dumps(told))

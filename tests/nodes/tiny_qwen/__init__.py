@@ -1,0 +1,82 @@
+"""The real Qwen-Image-Edit classes of ComfyUI at toy size, with random weights: a custom node pack that tests put into a server of theirs.
+
+ComfyUI's loaders read the number of blocks from a file and take all widths for granted, so this pack makes those widths small before any
+file is loaded, and writes the files. Everything else is ComfyUI's own: loaders, tokenizer, model code, sampler, VAE. Only for tests.
+"""
+
+import functools
+from pathlib import Path
+
+import comfy.ldm.qwen_image.model
+import comfy.ldm.wan.vae
+import comfy.ops
+import comfy.supported_models
+import comfy.text_encoders.llama
+import comfy.text_encoders.qwen_vl
+import folder_paths
+import safetensors.torch
+import torch
+
+NODE_CLASS_MAPPINGS = {}
+WIDTH, BLOCKS, TEXT = 64, 2, 64
+DIT = {"attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (8, 12, 12)}
+LLAMA = {"hidden_size": TEXT, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+VISION = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "num_layers": 2}
+
+
+def make_small():
+    comfy.supported_models.QwenImage.unet_extra_config = DIT
+    comfy.text_encoders.llama.Qwen25_7BVLI_Config = functools.partial(comfy.text_encoders.llama.Qwen25_7BVLI_Config, **LLAMA)
+    vision = comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer
+    comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer = lambda **given: vision(**{**given, **VISION})
+
+
+def randomised(module, seed, size):
+    torch.manual_seed(seed)
+    state = module.state_dict()
+    for name, weight in state.items():
+        if weight.ndim >= 2:
+            state[name] = torch.randn(weight.shape) * size / max(1, weight[0].numel()) ** 0.5
+        elif weight.numel():
+            state[name] = torch.zeros(weight.shape) if name.endswith("bias") else torch.ones(weight.shape)
+    return {name: weight.contiguous() for name, weight in state.items()}
+
+
+def write(kind, name, state):
+    path = Path(folder_paths.get_folder_paths(kind)[0]) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        safetensors.torch.save_file(state(), path)
+
+
+def dit(method):
+    return randomised(
+        comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(
+            num_layers=BLOCKS, default_ref_method=method, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init, **DIT
+        ),
+        0,
+        1.0,
+    )
+
+
+def text_encoder():
+    encoder = comfy.text_encoders.llama.Qwen25_7BVLI({}, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    return {name: weight.to(torch.bfloat16) if "embed_tokens" in name else weight for name, weight in randomised(encoder, 1, 1.0).items()}
+
+
+def vae():
+    return randomised(
+        comfy.ldm.wan.vae.WanVAE(
+            dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True], dropout=0.0
+        ),
+        2,
+        1.0,
+    )
+
+
+torch.set_num_threads(1)  # at this size threads only wait for each other
+make_small()
+write("diffusion_models", "tiny_2511.safetensors", lambda: dit("index_timestep_zero"))
+write("diffusion_models", "tiny_2509.safetensors", lambda: dit("index"))
+write("text_encoders", "tiny_text_encoder.safetensors", text_encoder)
+write("vae", "tiny_vae.safetensors", vae)
