@@ -1,0 +1,199 @@
+"""A transformer put together for a purpose: timestep layers as tables, the rest in the wanted precision, tensor by tensor.
+
+Quantised weights are made once and kept as one file beside the caches; loading them again is a straight read. A fp8 file of ComfyUI keeps its bits
+and its scales.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ...errors import EditorUnavailable, StorageError
+from ...images import value_key
+from . import modulation, quantised
+from .models import ModelFolder
+from .modulation import Tables
+from .tensors import FP8, TensorFiles
+
+Precision = Literal["as stored", "fp8", "int8", "nf4"]
+FULL = ("img_in", "txt_in", "proj_out", "norm_out", "time_text_embed")  # small and sensitive: never quantised
+ENCODER_FULL = ("visual", "lm_head")
+Progress = Callable[[int, int], None]  # done, total; may raise
+_PARTS = re.compile(r"\.(?:weight|bias|scale)(?=\.|$)")
+
+
+def transformer(
+    model: ModelFolder,
+    tables: Tables,
+    *,
+    precision: Precision,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    cache: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> tuple[Any, dict[str, tuple[int, int] | None]]:
+    """The transformer in evaluation mode, and the sizes of all linear layers it was made with (for fitting LoRAs).
+
+    `cache`: folder in which quantised weights are kept. `progress` counts weights.
+
+    Raises:
+        EditorUnavailable: the files are of another model, or of a format that cannot be read truthfully.
+    """
+    from accelerate import init_empty_weights
+    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+
+    config = {
+        name: value for name, value in model.config("transformer").items() if not name.startswith("_") and name != "quantization_config"
+    }
+    with init_empty_weights():
+        made: Any = QwenImageTransformer2DModel.from_config(config)
+    sizes = {name: (layer.out_features, layer.in_features) for name, layer in made.named_modules() if isinstance(layer, nn.Linear)}
+    modulation.install(made, tables, device=device)
+    files = TensorFiles(model.files("transformer"))
+    _refuse_strangers(made, files, model)
+    kept = _kept(model, precision, cache)
+    if kept and kept.is_file():
+        _restore(made, kept, sizes, precision, dtype, device, progress)
+    else:
+        _stream(made, files, precision, dtype, device, progress)
+        if kept:
+            keep(made, kept, {"precision": precision, "model": model.key("transformer")})
+    return made.requires_grad_(False).eval(), dict(sizes)
+
+
+def text_encoder(model: ModelFolder, *, precision: Precision, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """The text encoder without its vocabulary head. Quantised on the way to `device`; the vision tower stays as it is."""
+    import transformers
+
+    name = (model.config("text_encoder").get("architectures") or ["Qwen2_5_VLForConditionalGeneration"])[0]
+    made: Any = getattr(transformers, name).from_pretrained(str(model.root / "text_encoder"), dtype=dtype, local_files_only=True)
+    made.lm_head = nn.Identity()
+    if precision != "as stored":
+        quantised.quantise(made, precision, skip=("model.visual", *ENCODER_FULL), dtype=dtype, device=device)
+    return made.requires_grad_(False).eval().to(device)
+
+
+def vae(model: ModelFolder, *, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """The image encoder and decoder, with single frames computed in 2-D."""
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+
+    from .latents import single_frame
+
+    made: Any = AutoencoderKLQwenImage.from_pretrained(str(model.root / "vae"), torch_dtype=dtype, local_files_only=True)
+    single_frame(made)
+    return made.requires_grad_(False).eval().to(device)
+
+
+def processor(model: ModelFolder) -> Any:
+    """Tokenizer and picture processor of the text encoder."""
+    from transformers import Qwen2VLProcessor
+
+    return Qwen2VLProcessor.from_pretrained(str(model.root / "processor"), local_files_only=True)
+
+
+def _refuse_strangers(made: Any, files: TensorFiles, model: ModelFolder) -> None:
+    wanted = {name for name, _ in made.named_parameters()}
+    stored = {name for name in files.names() if not modulation.belongs(name.rpartition(".")[0])}
+    if lost := sorted(wanted - stored):
+        raise EditorUnavailable(
+            f"{_called(model)} lacks {len(lost)} of {len(wanted)} weights that the model's config.json asks for, for example {lost[0]}."
+            " It belongs to another model, or the download is not whole."
+        )
+    if odd := sorted(stored - wanted):
+        raise EditorUnavailable(
+            f"{_called(model)} holds weights that this model does not have, for example {odd[0]}: it belongs to another model."
+        )
+
+
+def _called(model: ModelFolder) -> str:
+    return model.transformer_file.name if model.transformer_file else f"{model.root.name}/transformer"
+
+
+def _stream(made: Any, files: TensorFiles, precision: Precision, dtype: torch.dtype, device: Any, progress: Progress) -> None:
+    layers = {name: layer for name, layer in made.named_modules() if isinstance(layer, nn.Linear)}
+    names = [name for name, _ in made.named_parameters()]
+    for count, name in enumerate(names):
+        progress(count, len(names))
+        owner, _, last = name.rpartition(".")
+        if last == "bias" and owner in layers and f"{owner}.weight" in files and _quantised_owner(files, owner, layers[owner], precision):
+            continue  # goes with its weight
+        if last == "weight" and owner in layers and _quantised_owner(files, owner, layers[owner], precision):
+            bias = files.read(f"{owner}.bias") if f"{owner}.bias" in files else None
+            _put(made, owner, _layer(files, owner, bias, precision, dtype, device))
+            continue
+        made.get_submodule(owner)._parameters[last] = nn.Parameter(files.read(name).to(device, dtype), requires_grad=False)
+    progress(len(names), len(names))
+
+
+def _quantised_owner(files: TensorFiles, owner: str, layer: nn.Linear, precision: Precision) -> bool:
+    if owner.startswith(FULL):
+        return False
+    if precision == "as stored":
+        return files.dtype(f"{owner}.weight") in FP8
+    return quantised.fits(layer.in_features, precision)
+
+
+def _layer(files: TensorFiles, owner: str, bias: torch.Tensor | None, precision: Precision, dtype: torch.dtype, device: Any) -> nn.Module:
+    raw, scale = files.raw(f"{owner}.weight"), files.scale(f"{owner}.weight")
+    if raw.dtype == torch.float8_e4m3fn and precision in ("as stored", "fp8"):
+        one = scale if scale is not None else torch.ones(1)
+        bias = bias.to(device, dtype) if bias is not None else None
+        return quantised.ScaledLinear(raw.to(device), one.to(device), bias, "fp8")
+    kind = "fp8" if precision == "as stored" else precision
+    return quantised.linear(files.read(f"{owner}.weight"), bias, kind, dtype=dtype, device=device)
+
+
+def _put(made: Any, name: str, layer: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(made.get_submodule(parent), last, layer)
+
+
+# --- made once --------------------------------------------------------------------------------------------------------------------------
+
+
+def _kept(model: ModelFolder, precision: Precision, cache: Path | None) -> Path | None:
+    if cache is None or precision == "as stored":
+        return None
+    return cache / "quantised" / f"{model.root.name}-{precision}-{value_key([model.key('transformer'), precision])}.safetensors"
+
+
+def keep(made: Any, path: Path, facts: dict[str, str]) -> None:
+    """Write the weights as they are now, whole or not at all.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    from safetensors.torch import save_file
+
+    partial = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous().cpu() for name, tensor in made.state_dict().items()}, partial, metadata=facts)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"The quantised weights could not be kept in {path.parent} ({error.strerror or error}). Free some space there."
+        ) from error
+
+
+def _restore(made: Any, path: Path, sizes: Any, precision: Any, dtype: torch.dtype, device: Any, progress: Progress) -> None:
+    files = TensorFiles([path], ours=True)
+    grouped: dict[str, list[str]] = {}
+    for name in files.names():
+        grouped.setdefault(_PARTS.split(name)[0], []).append(name)
+    for count, (owner, names) in enumerate(grouped.items()):
+        progress(count, len(grouped))
+        stored = {name.removeprefix(f"{owner}."): files.raw(name) for name in names}
+        if stored.get("weight", torch.empty(0)).dtype in (torch.uint8, torch.int8):
+            _put(made, owner, quantised.restored(stored, precision, sizes[owner], dtype=dtype, device=device))
+        else:
+            for last, tensor in stored.items():
+                made.get_submodule(owner)._parameters[last] = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+    progress(len(grouped), len(grouped))

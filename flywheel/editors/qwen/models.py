@@ -1,0 +1,153 @@
+"""A Qwen-Image-Edit model folder as Hugging Face lays it out: what must be in it, what it weighs, what names its content. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import EditorUnavailable
+from ...images import content_key, value_key
+
+GIB = 2**30
+PARTS = ("transformer", "text_encoder", "vae")  # the parts with weights
+NEEDED = {
+    "model_index.json": "which classes the parts have",
+    "scheduler/scheduler_config.json": "the noise schedule",
+    "tokenizer": "the words of the text encoder",
+    "processor": "how pictures are shown to the text encoder",
+    "text_encoder": "the text encoder",
+    "transformer": "the transformer",
+    "vae": "the image encoder and decoder",
+}
+HOW_TO_GET = (
+    "Qwen-Image-Edit-2509 is the folder Qwen/Qwen-Image-Edit-2509 on huggingface.co, 54 GiB: transformer 38, text encoder 15.5, VAE 0.25"
+    " (https://huggingface.co/Qwen/Qwen-Image-Edit-2509; 2511 likewise). Download it yourself, for example with"
+    " `hf download Qwen/Qwen-Image-Edit-2509 --local-dir <ComfyUI>/models/diffusers/Qwen-Image-Edit-2509`, and give that folder here."
+    " FLENwheel never downloads a model by itself."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A folder in which every part was found. `transformer_file`: a single file whose weights replace those of transformer/."""
+
+    root: Path
+    transformer_file: Path | None = None
+
+    @property
+    def pipeline_class(self) -> str:
+        return str(read_json(self.root / "model_index.json").get("_class_name", ""))
+
+    def config(self, part: str) -> dict[str, Any]:
+        return read_json(self.root / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+
+    def files(self, part: str) -> list[Path]:
+        """The weight files of a part."""
+        if part == "transformer" and self.transformer_file:
+            return [self.transformer_file]
+        return sorted((self.root / part).glob("*.safetensors"))
+
+    def key(self, part: str) -> str:
+        """Names the content of a part: its configuration and, of each weight file, size and header. Reading 40 GB would take minutes."""
+        facts = [[path.name, path.stat().st_size, content_key(header_bytes(path))] for path in self.files(part)]
+        return value_key([self.config(part), facts])
+
+    def tensors(self, part: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Type and shape of every stored tensor, from the headers alone."""
+        return {
+            name: (told["dtype"], tuple(told["shape"]))
+            for path in self.files(part)
+            for name, told in json.loads(header_bytes(path)).items()
+            if name != "__metadata__"
+        }
+
+    def linears(self) -> dict[str, tuple[int, int] | None]:
+        """Name to (out, in) features of every linear layer of the transformer: what a LoRA must fit."""
+        return {
+            name.removeprefix("model.diffusion_model.").removesuffix(".weight"): (shape[0], shape[1])
+            for name, (_, shape) in self.tensors("transformer").items()
+            if name.endswith(".weight") and len(shape) == 2
+        }
+
+
+def open_folder(text: str, transformer_file: str = "") -> ModelFolder:
+    """Find every part of a model, before anything is loaded.
+
+    Raises:
+        EditorUnavailable: parts are missing or unreadable; names each, and where a model comes from.
+    """
+    root, single = Path(text.strip()).expanduser(), Path(transformer_file.strip()).expanduser() if transformer_file.strip() else None
+    if not text.strip() or not root.is_dir():
+        raise EditorUnavailable(f"There is no Qwen-Image-Edit model folder at {text.strip()!r}. {HOW_TO_GET}")
+    model = ModelFolder(root, single)
+    problems = [f"{name} is missing: {what}" for name, what in NEEDED.items() if not (root / name).exists()]
+    if not problems:
+        problems = list(_unreadable(model))
+    if problems:
+        raise EditorUnavailable(f"The model folder {root.name} cannot be used: {'; '.join(problems)}. {HOW_TO_GET}")
+    return model
+
+
+def _unreadable(model: ModelFolder) -> Iterator[str]:
+    if model.transformer_file and model.transformer_file.suffix == ".gguf":
+        yield f"{model.transformer_file.name} is a GGUF file, which the ComfyUI models editor loads; here give a .safetensors file or nothing"
+        return
+    for part in PARTS:
+        files = model.files(part)
+        if not files:
+            yield f"{part}/ holds no .safetensors file"
+        named = model.root / part
+        for index in named.glob("*.index.json") if not (part == "transformer" and model.transformer_file) else ():
+            for name in sorted(set(read_json(index)["weight_map"].values())):
+                if not (named / name).is_file():
+                    yield f"{part}/{name} is missing (an unfinished download?)"
+        for path in files:
+            if not path.is_file():
+                yield f"{path.name} is not there"
+                continue
+            if trouble := damage(path):
+                yield f"{part}: {path.name} {trouble}"
+    if not model.pipeline_class.startswith("QwenImageEdit"):
+        yield f"its model_index.json says {model.pipeline_class or 'nothing'}, not a Qwen-Image-Edit pipeline"
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a .safetensors file, judged by its header and size; empty when nothing is."""
+    try:
+        header = json.loads(header_bytes(path))
+    except (ValueError, OSError, struct.error) as error:
+        return f"is not a readable .safetensors file ({error}); download it again"
+    end = max((told["data_offsets"][1] for name, told in header.items() if name != "__metadata__"), default=0)
+    wanted = 8 + len(header_bytes(path)) + end
+    if path.stat().st_size < wanted:
+        return f"is cut off: {path.stat().st_size:,} of {wanted:,} bytes; download it again"
+    return ""
+
+
+def header_bytes(path: Path) -> bytes:
+    """The JSON header of a .safetensors file.
+
+    Raises:
+        ValueError: it has none.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < length < 100_000_000:
+            raise ValueError("it has no header")
+        header = file.read(length)
+    if len(header) < length:
+        raise ValueError("its header is cut off")
+    return header
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EditorUnavailable(f"{path.parent.name}/{path.name} is not readable ({error}). Download it again.") from error
+    return read if isinstance(read, dict) else {}

@@ -1,0 +1,415 @@
+"""The editor as a whole, on the tiny model: batches, LoRAs per prompt, bad pictures, too little memory, cancelling, resuming."""
+
+import dataclasses
+import logging
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from comfyui_flenwheel.flywheel import lora  # noqa: E402
+from comfyui_flenwheel.flywheel.candidates import Shelf  # noqa: E402
+from comfyui_flenwheel.flywheel.editors import Choosy, Foresighted, Rendered  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen import memory  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers  # noqa: E402
+from comfyui_flenwheel.flywheel.enrich import enrich  # noqa: E402
+from comfyui_flenwheel.flywheel.errors import EditorError, EditorUnavailable, FlywheelError, LoraError  # noqa: E402
+from comfyui_flenwheel.flywheel.prompts import PromptSet  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from .portrait import control, portrait, request  # noqa: E402
+from .qwen_tiny import linears, lora_file  # noqa: E402
+from .test_qwen_numbers import theirs, words  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+SIDE = 64
+TURN = "Change camera angle to side view"
+
+
+class Cancelled(BaseException):
+    pass
+
+
+def silent(fraction=0.0, preview=None):
+    pass
+
+
+def pixels(image) -> np.ndarray:
+    return np.asarray(image, dtype=int)
+
+
+@pytest.fixture
+def editor(tiny, tmp_path) -> QwenDiffusers:
+    return QwenDiffusers(model=str(tiny.folder), steps=4, guidance=4.0, cache=tmp_path / "cache", device="cpu")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return control(tmp_path, "photo.png", portrait().resize((96, 96)))
+
+
+@pytest.fixture
+def loras(tiny, tmp_path) -> lora.LoraStack:
+    """One for every prompt on all layers, timestep layers too; one for camera prompts only."""
+    every = lora_file(tmp_path / "style.safetensors", linears(tiny.pipeline.transformer), scale=0.05)
+    some = {name: size for name, size in linears(tiny.pipeline.transformer).items() if "attn" in name}
+    angle = lora_file(tmp_path / "angle.safetensors", some, seed=2)
+    return lora.LoraStack((lora.stacked(every, 0.8), lora.stacked(angle, 1.0, "camera", "wide lens")))
+
+
+def asked(photo, prompt="Change background to forest", seed=1, size=(SIDE, SIDE)):
+    return request(photo, prompt=prompt, seed=seed, size=size)
+
+
+def make(editor, order, tick=silent) -> Rendered:
+    with editor.session() as edit:
+        return edit(order, tick)
+
+
+def hooked(session, hook):
+    """Call `hook` before the transformer's first block, in every transformer this session loads."""
+    arranged = session._arranged
+
+    def with_hook(made, away):
+        made.transformer_blocks[0].register_forward_pre_hook(lambda *_: hook())
+        arranged(made, away)
+
+    session._arranged = with_hook
+
+
+# --- the image --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_it_makes_the_image_of_the_pipeline_with_the_right_positions(tiny, editor, photo, monkeypatch):
+    import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as upstream
+
+    monkeypatch.setattr(upstream, "VAE_IMAGE_SIZE", SIDE * SIDE)
+    picture = Image.open(photo.path).convert("RGB")
+    embeds = words(tiny.pipeline, "Change background to forest", picture), words(tiny.pipeline, " ", picture)
+    expected = theirs(tiny.pipeline, "", 1, picture, steps=4, embeds=embeds)
+    made = make(editor, asked(photo))
+    assert np.abs(pixels(made.image) - (expected * 255).round().numpy()).max() <= 1
+    assert made.notes["memory"] == "resident" and made.notes["steps"] == 4 and made.notes["control_sizes"] == [[SIDE, SIDE]]
+
+
+def test_2511_too(tiny_2511, editor, photo):
+    made = make(dataclasses.replace(editor, model=str(tiny_2511.folder)), asked(photo))
+    assert made.image.size == (SIDE, SIDE)
+    assert (pixels(made.image) != pixels(make(editor, asked(photo)).image)).any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_one_to_three_controls_and_their_order_matters(editor, tmp_path, count):
+    controls = [control(tmp_path, f"{n}.png", portrait().rotate(90 * n).resize((96, 64 + 32 * n))) for n in range(count)]
+    made = make(editor, request(*controls, size=(SIDE, SIDE)))
+    assert made.image.size == (SIDE, SIDE) and len(made.notes["control_sizes"]) == count
+    if count > 1:
+        turned = make(editor, request(*reversed(controls), size=(SIDE, SIDE)))
+        assert (pixels(made.image) != pixels(turned.image)).any()
+
+
+def test_four_or_no_controls_are_refused_by_name(editor, photo):
+    for controls in ((), (photo,) * 4):
+        with pytest.raises(EditorError, match=f"qwen_diffusers takes 1 to 3 control images and got {len(controls)}"):
+            make(editor, request(*controls))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK"])
+def test_any_kind_of_picture_is_taken_and_said(editor, tmp_path, mode):
+    path = tmp_path / ("odd.tif" if mode == "CMYK" else "odd.png")
+    picture = portrait().resize((97, 61)).convert("RGBA" if mode == "RGBA" else mode)
+    if mode == "RGBA":
+        picture.putalpha(100)
+    picture.save(path)
+    from comfyui_flenwheel.flywheel.editors import ControlRef
+
+    made = make(editor, request(ControlRef(path, "k" * 16), size=(96, 64)))
+    assert made.image.size == (96, 64) and made.notes["control_sizes"] == [[96, 64]]
+    assert ("transparency laid on grey" in str(made.notes.get("treated"))) == (mode == "RGBA")
+
+
+def test_controls_keep_their_shape_and_the_result_its_grid(editor, tmp_path):
+    wide = control(tmp_path, "wide.png", portrait().resize((300, 100)))
+    made = make(editor, request(wide, size=(64, 96)))
+    (size,) = made.notes["control_sizes"]
+    assert abs(size[0] / size[1] - 3) < 0.5 and made.image.size == (64, 96)
+    small = make(dataclasses.replace(editor, control_megapixels=0.002), request(wide, size=(64, 96)))
+    assert small.notes["control_sizes"][0][0] < size[0]
+
+
+@pytest.mark.parametrize(("picture", "size", "message"), [((4000, 20), (SIDE, SIDE), "16 to 1"), ((96, 96), (70, 64), "multiples of 16")])
+def test_shapes_that_cannot_work_are_refused(editor, tmp_path, picture, size, message):
+    with pytest.raises(EditorError, match=message):
+        make(editor, request(control(tmp_path, "x.png", Image.new("RGB", picture)), size=size))
+
+
+def test_an_empty_file_and_a_broken_one_are_refused(editor, tmp_path):
+    from comfyui_flenwheel.flywheel.editors import ControlRef
+
+    for name, content in (("empty.png", b""), ("broken.png", b"\x89PNG but no more")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FlywheelError, match=name):
+            make(editor, request(ControlRef(tmp_path / name, "k" * 16), size=(SIDE, SIDE)))
+
+
+# --- a batch ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_the_same_as_its_images_one_by_one(editor, photo, loras, tmp_path):
+    editor = dataclasses.replace(editor, loras=loras, at_once=4)
+    orders = [asked(photo, prompt, seed) for prompt in ("Change background to a very old forest", TURN, "Make it night") for seed in (1, 2)]
+    with editor.session() as edit:
+        together = dict(edit.many(orders, silent))
+        assert [edit.counts.loads.count(part) for part in ("text_encoder", "vae", "transformer")] == [1, 1, 1]
+        assert edit._adapters.switches == 2  # camera prompts use both LoRAs, the others one
+    alone = dataclasses.replace(editor, at_once=1, cache=tmp_path / "other")
+    for order in orders:
+        assert np.abs(pixels(together[order].image) - pixels(make(alone, order).image)).max() <= 1
+    assert together[orders[2]].notes["loras"] == ["style x 0.8", "angle x 1"]
+    assert together[orders[2]].notes["prompt_used"] == "wide lens " + TURN
+    assert together[orders[0]].notes["loras"] == ["style x 0.8"]
+
+
+def test_a_second_run_needs_no_text_encoder(editor, photo):
+    first = make(editor, asked(photo))
+    with editor.session() as edit:
+        again = edit(asked(photo), silent)
+        assert edit.counts.loads == ["transformer", "vae"] and edit.counts.encoded == 0
+    assert (pixels(first.image) == pixels(again.image)).all()
+    for kept in editor.cache.rglob("*.safetensors"):
+        kept.write_bytes(kept.read_bytes()[:100])  # a cache that a crash has damaged is made again
+    assert (pixels(make(editor, asked(photo)).image) == pixels(first.image)).all()
+
+
+def test_one_bad_request_does_not_stop_the_others(editor, photo, tmp_path):
+    bad = request(photo, prompt="word " * 5000, size=(SIDE, SIDE))
+    with editor.session() as edit:
+        outcomes = dict(edit.many([asked(photo), bad, asked(photo, seed=2)], silent))
+    assert isinstance(outcomes[bad], EditorError) and "5000 words" in str(outcomes[bad])
+    assert sum(isinstance(one, Rendered) for one in outcomes.values()) == 2
+
+
+def test_expected_requests_are_prepared_first_and_share_batches(editor, photo):
+    orders = [asked(photo, prompt, seed) for seed in (1, 2) for prompt in ("Make it night", "Make it day and sunny")]
+    editor = dataclasses.replace(editor, at_once=4)
+    forwards = []
+    with editor.session() as edit:
+        assert isinstance(edit, Foresighted) and isinstance(editor, Choosy)
+        hooked(edit, lambda: forwards.append(edit.counts.encoded))
+        edit.expect(orders)
+        made = [edit(order, silent) for order in orders]
+    assert len(forwards) == editor.steps  # one batch of four, guidance included
+    assert set(forwards) == {3}  # two prompts and the negative one, all before the first step
+    assert len({png.image.tobytes() for png in made}) == 4
+
+
+def test_a_plan_with_two_stacked_loras_is_made_interrupted_and_resumed(editor, loras, sources):
+    editor = dataclasses.replace(editor, loras=loras)
+    prompts = PromptSet(("Change background to [forest|beach]", TURN))
+    seen = []
+
+    def cancel_after_four(progress):
+        seen.append(progress.done)
+        if progress.made >= 4:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        enrich(sources, prompts, editor, megapixels=0.004, report=cancel_after_four)
+    shelf = Shelf(sources.project.stage("enriched"))
+    before = {key: path.stat().st_mtime_ns for key, path in shelf.files.items()}
+    assert 3 <= len(before) <= 5
+    done = enrich(sources, prompts, editor, megapixels=0.004)
+    assert len(done.dataset.images) == 9 and done.run.made == 9 - len(before)
+    shelf = Shelf(sources.project.stage("enriched"))
+    assert all(shelf.files[key].stat().st_mtime_ns == stamp for key, stamp in before.items())
+    used = {tuple(lineage.facts["notes"]["loras"]) for lineage in shelf.lineages.values()}
+    assert used == {("style x 0.8",), ("style x 0.8", "angle x 1")}
+
+
+# --- people and their machines ----------------------------------------------------------------------------------------------------------
+
+
+def test_cancelling_works_within_a_step_and_the_session_goes_on(editor, photo):
+    with editor.session() as edit:
+        whole = edit(asked(photo), silent)
+        hooked(edit, lambda: time.sleep(0.3))
+        edit._drop_transformer()  # loads again, now slow
+
+        def cancel(fraction=0.0, preview=None):
+            if fraction == 0.0 and edit._transformer is not None:
+                raise Cancelled
+
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            edit(asked(photo, seed=2), cancel)
+        assert time.monotonic() - began < 1.0
+        assert (pixels(edit(asked(photo), silent).image) == pixels(whole.image)).all()
+
+
+def test_previews_come_with_every_step_and_grow_clearer(editor, photo):
+    shown = []
+    made = make(editor, asked(photo), lambda fraction=0.0, preview=None: preview and shown.append((fraction, preview)))
+    assert [fraction for fraction, _ in shown] == pytest.approx([0.2375, 0.475, 0.7125, 0.95])
+    assert {preview.size for _, preview in shown} == {(8, 8)} and made.image.size == (SIDE, SIDE)
+
+
+def out_of_memory(times):
+    """Raises as torch does when a card is full, so many times."""
+    left = [times]
+
+    def full():
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    return full
+
+
+def test_out_of_memory_steps_down_says_so_and_makes_the_same_image(editor, photo, caplog):
+    expected = make(editor, asked(photo))
+    for failures, rung in ((1, "in turns"), (2, "streamed")):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "flenwheel"), editor.session() as edit:
+            hooked(edit, out_of_memory(failures))
+            made = edit(asked(photo), silent)
+            after = edit(asked(photo, seed=2), silent)  # the batch goes on, where it is
+        assert made.notes["memory"] == after.notes["memory"] == rung
+        assert (pixels(made.image) == pixels(expected.image)).all()
+        assert caplog.text.count("Memory ran out") == failures and "made again" in caplog.text
+
+
+def test_at_the_bottom_of_the_ladder_only_this_image_fails(editor, photo):
+    with editor.session() as edit:
+        hooked(edit, out_of_memory(3))
+        with pytest.raises(EditorError, match="fewer megapixels"):
+            edit(asked(photo), silent)
+        assert isinstance(edit(asked(photo, seed=2), silent), Rendered)
+
+
+def test_a_batch_that_is_too_large_is_halved_before_anything_is_given_up(editor, photo, caplog):
+    orders = [asked(photo, seed=seed) for seed in range(4)]
+    editor = dataclasses.replace(editor, at_once=4)
+    with caplog.at_level(logging.WARNING, "flenwheel"), editor.session() as edit:
+        hooked(edit, out_of_memory(1))
+        outcomes = dict(edit.many(orders, silent))
+    assert "two batches" in caplog.text
+    assert {one.notes["memory"] for one in outcomes.values()} == {"resident"}
+
+
+def test_a_lora_that_blows_up_is_an_error_not_a_picture(tiny, editor, photo, tmp_path):
+    path = lora_file(tmp_path / "loud.safetensors", {"proj_out": (64, 64)}, scale=1e20)
+    loud = dataclasses.replace(editor, loras=lora.LoraStack((lora.stacked(path, 1.0, "camera"),)))
+    with loud.session() as edit:
+        outcomes = dict(edit.many([asked(photo, TURN), asked(photo)], silent))
+    assert "not numbers" in str(outcomes[asked(photo, TURN)]) and isinstance(outcomes[asked(photo)], Rendered)
+
+
+def test_a_lora_of_another_model_stops_everything_before_it_is_loaded(editor, photo, tmp_path):
+    path = lora_file(tmp_path / "flux.safetensors", {"single_transformer_blocks.0.attn.to_q": (64, 64)})
+    wrong = dataclasses.replace(editor, loras=lora.LoraStack((lora.stacked(path, 1.0),)))
+    with pytest.raises(LoraError, match="0 of 1 layers"):
+        make(wrong, asked(photo))
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "int8"}, {"precision": "fp8"}, {"memory": "streamed"}, {"memory": "in turns"}, {"block_cache": 0.3}]
+)
+def test_every_way_of_saving_makes_nearly_the_same_image(editor, photo, options):
+    exact, saved = make(editor, asked(photo)), make(dataclasses.replace(editor, **options), asked(photo))
+    difference = np.abs(pixels(exact.image) - pixels(saved.image))
+    assert difference.mean() < (0.01 if "memory" in options else 4)
+    if "precision" in options:
+        assert difference.max() > 0 and saved.notes["precision"] == options["precision"]
+
+
+def test_options_that_can_change_a_pixel_are_in_the_fingerprint(editor, loras, photo):
+    base = editor.fingerprint()
+    assert {"model", "steps", "guidance", "precision", "loras"} <= set(base)
+    for options in (
+        {"steps": 5},
+        {"guidance": 2.0},
+        {"precision": "fp8"},
+        {"memory": "nf4"},
+        {"loras": loras},
+        {"control_megapixels": 0.5},
+    ):
+        assert dataclasses.replace(editor, **options).fingerprint() != base
+    for options in ({"cache": None}, {"device": ""}, {"at_once": 4}, {"memory": "in turns"}):
+        assert dataclasses.replace(editor, **options).fingerprint() == base
+    stacked = dataclasses.replace(editor, loras=loras)
+    camera, other = (stacked.fingerprint_for(asked(photo, prompt)) for prompt in (TURN, "Make it night"))
+    assert camera["loras"] != other["loras"]
+
+
+def test_wrong_options_are_told_all_at_once():
+    with pytest.raises(EditorError, match=r"steps is -1.*guided_share is 2"):
+        QwenDiffusers(steps=-1, guided_share=2.0)
+
+
+def test_without_a_model_nothing_is_downloaded_and_the_message_says_what_to_do(photo):
+    assert QwenDiffusers().fingerprint()["model"] == "missing"
+    with pytest.raises(EditorUnavailable, match="never downloads"):
+        make(QwenDiffusers(), asked(photo))
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_size(tiny, tmp_path_factory) -> ModelFolder:
+    """A folder with the headers of the real model's weights, and none of the weights."""
+    import json
+    import struct
+
+    import diffusers
+    from accelerate import init_empty_weights
+
+    root = tmp_path_factory.mktemp("full")
+    with init_empty_weights():
+        parts = {"transformer": diffusers.QwenImageTransformer2DModel(), "vae": diffusers.AutoencoderKLQwenImage()}
+    shapes = {part: {name: list(weight.shape) for name, weight in made.named_parameters()} for part, made in parts.items()}
+    shapes["text_encoder"] = {  # Qwen2.5-VL-7B by its sizes: vision .677, words .545, head .545, layers 6.53 billion
+        "visual.blocks.weight": [676_550, 1000],
+        "model.embed_tokens.weight": [152_064, 3584],
+        "lm_head.weight": [152_064, 3584],
+        "model.layers.weight": [6_525_600, 1000],
+    }
+    for part, named in shapes.items():
+        (root / part).mkdir()
+        header = json.dumps({name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in named.items()}).encode()
+        (root / part / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    (root / "transformer" / "config.json").write_text(json.dumps({"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128}))
+    return ModelFolder(root)
+
+
+@pytest.mark.parametrize(
+    ("card", "rung", "precision"),
+    [
+        (80, "resident", "as stored"),
+        (48, "resident", "as stored"),
+        (24, "resident", "fp8"),
+        (16, "resident", "nf4"),
+        (12, "in turns", "nf4"),
+    ],
+)
+def test_the_plan_fits_the_card_and_matches_what_was_counted(full_size, monkeypatch, card, rung, precision):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(memory, "free_gib", lambda device: card * 0.97)
+    plan = memory.plan(
+        full_size,
+        device=torch.device("cuda"),
+        dtype=torch.bfloat16,
+        precision="auto",
+        rung="auto",
+        tokens=2 * 4096 + 220,
+        pixels=1024 * 1024,
+        steps=40,
+        batch=2,
+    )
+    assert (plan.rung, plan.precision) == (rung, precision) and plan.fits
+    assert f"peak about {plan.peak:.1f} GiB of {card * 0.97:.1f} GiB free" in str(plan)
+    expected = {"as stored": 25.4, "fp8": 12.7, "nf4": 6.6}[precision]
+    assert abs(plan.transformer - expected) < 0.2 and abs(plan.tables - 0.165) < 0.02

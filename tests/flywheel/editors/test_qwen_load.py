@@ -1,0 +1,195 @@
+"""Weight files: folders, ComfyUI's single files with and without fp8 scales, quantised once, refused when they cannot be read truthfully."""
+
+import json
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from comfyui_flenwheel.flywheel.editors.qwen import load, modulation, quantised  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder, open_folder  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen.tensors import TensorFiles  # noqa: E402
+from comfyui_flenwheel.flywheel.errors import EditorUnavailable  # noqa: E402
+
+from .test_qwen_modulation import fresh, predicted, tables_of  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+TIME = torch.tensor([0.5])
+
+
+def loaded(model: ModelFolder, precision="as stored", cache=None, progress=lambda *_: None, zero=False):
+    files = TensorFiles(model.files("transformer"))
+    tables = modulation.build(files.read, 2, modulation.grid(TIME, torch.float32, zero=zero), torch.float32)
+    return load.transformer(model, tables, precision=precision, dtype=torch.float32, device="cpu", cache=cache, progress=progress)[0]
+
+
+@torch.no_grad()
+def output(transformer):
+    return predicted(transformer, TIME)
+
+
+def single_file(tiny, path, change=lambda name, tensor: {name: tensor}, extra=None):
+    """The transformer as one file, each tensor changed as wanted."""
+    from safetensors.torch import save_file
+
+    state = dict(extra or {})
+    for name, tensor in tiny.pipeline.transformer.state_dict().items():
+        state |= change(name, tensor)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    return ModelFolder(tiny.folder, path)
+
+
+def to_fp8(marker, scale_name, prefix="", per=1.0):
+    """As ComfyUI stores it: linear weights of the blocks divided by a scale, and the scale beside them."""
+
+    def change(name, tensor):
+        if not (name.endswith(".weight") and tensor.ndim == 2 and name.startswith("transformer_blocks")):
+            return {prefix + name: tensor}
+        scale = tensor.abs().max() / 448 * per
+        owner = name.removesuffix(".weight")
+        made = {prefix + name: (tensor / scale).to(torch.float8_e4m3fn), f"{prefix}{owner}.{scale_name}": scale.reshape(())}
+        if marker == "comfy_quant":
+            made[f"{prefix}{owner}.comfy_quant"] = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+        return made
+
+    return change
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_2511"])
+def test_streaming_a_folder_gives_the_transformer(request, name):
+    tiny = request.getfixturevalue(name)
+    counted = []
+    transformer = loaded(ModelFolder(tiny.folder), progress=lambda done, total: counted.append((done, total)), zero=name == "tiny_2511")
+    assert (output(transformer) - output(fresh(tiny))).abs().max() < 1e-6
+    assert counted[-1][0] == counted[-1][1] > 50 and not any(weight.is_meta for weight in transformer.parameters())
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+def test_a_single_file_is_read_under_any_prefix(tiny, tmp_path, prefix):
+    model = single_file(tiny, tmp_path / "one.safetensors", lambda name, tensor: {prefix + name: tensor})
+    assert (output(loaded(model)) - output(fresh(tiny))).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("marker", "scale"), [("scaled_fp8", "scale_weight"), ("comfy_quant", "weight_scale")])
+@pytest.mark.parametrize("precision", ["as stored", "fp8", "int8"])
+def test_a_scaled_fp8_file_is_read_with_its_scales(tiny, tmp_path, marker, scale, precision):
+    """diffusers 0.42 loads such a file without a word and with weights that are wrong by the scale."""
+    extra = {"model.diffusion_model.scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)} if marker == "scaled_fp8" else None
+    model = single_file(tiny, tmp_path / "scaled.safetensors", to_fp8(marker, scale, "model.diffusion_model."), extra)
+    transformer, expected = loaded(model, precision), output(fresh(tiny))
+    assert (output(transformer) - expected).norm() / expected.norm() < 0.06
+    assert quantised.kinds(transformer) == {"int8" if precision == "int8" else "fp8"}
+    if precision != "int8":  # the very bits of the file
+        stored = TensorFiles([model.transformer_file]).raw("transformer_blocks.0.attn.to_q.weight")
+        assert torch.equal(transformer.transformer_blocks[0].attn.to_q.weight, stored.view(torch.uint8))
+
+
+def test_a_plain_fp8_file_is_read_without_scales(tiny, tmp_path):
+    model = single_file(
+        tiny, tmp_path / "plain.safetensors", lambda name, tensor: {name: tensor.to(torch.float8_e4m3fn) if tensor.ndim == 2 else tensor}
+    )
+    expected = output(fresh(tiny))
+    assert (output(loaded(model)) - expected).norm() / expected.norm() < 0.1
+
+
+def test_formats_that_are_not_known_are_refused_by_name(tiny, tmp_path):
+    marked = torch.tensor(list(json.dumps({"format": "nvfp4"}).encode()), dtype=torch.uint8)
+    model = single_file(tiny, tmp_path / "new.safetensors", extra={"transformer_blocks.0.attn.to_q.comfy_quant": marked})
+    with pytest.raises(EditorUnavailable, match=r"new\.safetensors.*nvfp4.*ComfyUI models editor"):
+        loaded(model)
+    packed = single_file(
+        tiny, tmp_path / "packed.safetensors", lambda name, tensor: {name: tensor.to(torch.int8) if "to_q" in name else tensor}
+    )
+    with pytest.raises(EditorUnavailable, match="packed weights"):
+        loaded(packed)
+
+
+def test_another_models_file_is_refused(tiny, tmp_path):
+    lacking = single_file(tiny, tmp_path / "lacking.safetensors", lambda name, tensor: {} if "to_k" in name else {name: tensor})
+    with pytest.raises(EditorUnavailable, match=r"lacking\.safetensors lacks 4 of \d+ weights.*another model"):
+        loaded(lacking)
+    strange = single_file(tiny, tmp_path / "strange.safetensors", extra={"double_blocks.0.weight": torch.ones(2, 2)})
+    with pytest.raises(EditorUnavailable, match=r"double_blocks\.0\.weight.*another model"):
+        loaded(strange)
+
+
+# --- made once --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
+def test_quantised_weights_are_made_once_and_are_the_same_again(tiny, tmp_path, kind, monkeypatch):
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
+    model = ModelFolder(tiny.folder)
+    first = loaded(model, kind, tmp_path)
+    (kept,) = (tmp_path / "quantised").glob("*.safetensors")
+    (stored,) = (tiny.folder / "transformer").glob("*.safetensors")
+    assert kept.name.startswith(f"tiny-{kind}-") and kept.stat().st_size < 0.5 * stored.stat().st_size
+    monkeypatch.setattr(quantised, "linear", None)  # nothing may be quantised a second time
+    again = loaded(model, kind, tmp_path)
+    assert torch.equal(output(first), output(again))
+
+
+def test_an_interrupted_quantisation_leaves_nothing_half(tiny, tmp_path):
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(done, total):
+        if done > total / 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        loaded(ModelFolder(tiny.folder), "int8", tmp_path, cancel)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------------------------
+
+
+def test_no_folder_says_what_to_get_and_from_where(tmp_path):
+    for text in ("", str(tmp_path / "nowhere")):
+        with pytest.raises(EditorUnavailable, match=r"no Qwen-Image-Edit model folder.*54 GiB.*huggingface\.co/Qwen/.*models/diffusers"):
+            open_folder(text)
+
+
+def test_every_missing_or_damaged_part_is_named(tiny, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(tiny.folder, folder)
+    shutil.rmtree(folder / "vae")
+    (folder / "model_index.json").unlink()
+    with pytest.raises(EditorUnavailable, match=r"model_index\.json is missing.*vae is missing"):
+        open_folder(str(folder))
+    shutil.rmtree(folder)
+    shutil.copytree(tiny.folder, folder)
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    with pytest.raises(EditorUnavailable, match=r"cut off: .* bytes; download it again"):
+        open_folder(str(folder))
+    weights.write_bytes(b"<html>not found</html>")
+    with pytest.raises(EditorUnavailable, match=r"not a readable \.safetensors"):
+        open_folder(str(folder))
+    weights.unlink()
+    with pytest.raises(EditorUnavailable, match=r"transformer/ holds no \.safetensors"):
+        open_folder(str(folder))
+    weights.write_bytes(whole)
+    (folder / "transformer" / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone-00002.safetensors"}}))
+    with pytest.raises(EditorUnavailable, match=r"gone-00002\.safetensors is missing \(an unfinished download"):
+        open_folder(str(folder))
+
+
+def test_a_gguf_file_is_sent_to_the_other_editor(tiny, tmp_path):
+    (tmp_path / "qwen.gguf").write_bytes(b"GGUF")
+    with pytest.raises(EditorUnavailable, match=r"qwen\.gguf is a GGUF file.*ComfyUI models editor"):
+        open_folder(str(tiny.folder), str(tmp_path / "qwen.gguf"))
+
+
+def test_its_layers_are_known_without_loading(tiny):
+    from .qwen_tiny import linears
+
+    assert open_folder(str(tiny.folder)).linears() == linears(tiny.pipeline.transformer)
+    assert tables_of(fresh(tiny)).image.shape[0] == 2
