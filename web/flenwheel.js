@@ -1,7 +1,8 @@
 /**
- * FLENwheel in ComfyUI's graph: what a node has to say is shown on it, and the Review Gate leads to the review page.
+ * FLENwheel in ComfyUI's graph: what a node has to say is shown on it; the Review Gate holds a small gallery; sidebar, menu and gate lead to the
+ * review. The only file that knows ComfyUI's frontend; what it shows lies in review/, served by our own routes.
  *
- * Nothing here is saved: neither in the workflow nor in the prompt. A node whose message is missing or strange stays as it is.
+ * Of the graph only `properties.flenwheel` is saved: which review a gate waits for. A node whose message is missing or strange stays as it is.
  */
 
 import { app } from "../../scripts/app.js"
@@ -10,39 +11,50 @@ import { api } from "../../scripts/api.js"
 const OURS = "FLEN_"
 const GATE = "FLEN_ReviewGate"
 const TEXT_PX = 76 // four lines
+const GALLERY_PX = 300
+const GALLERY_SIZE = [380, 520]
+const TAB = "flenwheel"
 
-/** @typedef {{project: string, stage: string, version: string, counts: {total: number, undecided: number}}} Review */
+/** @typedef {{project: string, stage: string, version: string, revision?: string, counts: {total: number, undecided: number}}} Review */
 
 /** @type {Map<string, {review: Review, announced: boolean}>} by set: the newest this tab has heard */
 const heard = new Map()
-/** @type {WeakMap<object, Review>} what each gate of the graph waits for */
-const waiting = new WeakMap()
 /** @type {WeakMap<object, HTMLTextAreaElement>} */
 const texts = new WeakMap()
+/** @type {WeakMap<object, {host: HTMLElement, view: {dispose: () => void}|null, name: string}>} */
+const galleries = new WeakMap()
 
+const files = (name) => import(api.fileURL(`/flenwheel/review/files/${name}`))
 const nameOf = ({ project, stage, version }) => `${project}/${stage}/${version}`
+const isSet = (described) => ["project", "stage", "version"].every((part) => typeof described?.[part] === "string")
 
 /** A review as nodes and broadcasts describe it, or null if this is none. @returns {Review|null} */
 function readReview(described) {
-  const { project, stage, version } = described ?? {}
   const { total, undecided } = described?.counts ?? described ?? {}
-  if (![project, stage, version].every((part) => typeof part === "string") || !Number.isFinite(undecided)) return null
-  return { project, stage, version, counts: { ...described.counts, total, undecided } }
+  if (!isSet(described) || !Number.isFinite(undecided)) return null
+  const { project, stage, version, revision } = described
+  return { project, stage, version, revision, counts: { ...described.counts, total, undecided } }
 }
 
-/** Open the page of a review, in the tab it already has; without one, the list of projects. @param {Review} [review] */
-function openReview(review) {
-  const where = review ? `?${new URLSearchParams({ project: review.project, stage: review.stage, version: review.version })}` : ""
-  window.open(api.fileURL(`/flenwheel/review${where}`), `flenwheel ${review ? nameOf(review) : ""}`)
+/** Whether ComfyUI's colours are light: its themes have many names. */
+function theme() {
+  const [red = 0, green = 0, blue = 0] = (getComputedStyle(document.body).getPropertyValue("--comfy-menu-bg").match(/[\da-f]{2}/gi) ?? []).map((part) => parseInt(part, 16))
+  return red + green + blue > 384 ? "light" : "dark"
+}
+
+/** The room over the graph; without a review, the list of projects. */
+async function openReview(review, key = null) {
+  const { openRoom } = await files("room.mjs")
+  openRoom(review ?? null, { key, theme: theme() })
 }
 
 /** The review a person most likely means: of this gate, else the newest that waits. */
 function reviewFor(node) {
-  const own = waiting.get(node)
-  return own ?? [...heard.values()].map(({ review }) => review).findLast(({ counts }) => counts.undecided)
+  const own = node?.properties?.flenwheel
+  return isSet(own) ? own : [...heard.values()].map(({ review }) => review).findLast(({ counts }) => counts.undecided)
 }
 
-/** Remember a review, show its counts on its gates, and say once that it waits. @param {Review} review @param {boolean} fresh a run ended in it */
+/** Remember a review, and say once that it waits. @param {Review} review @param {boolean} fresh a run ended in it */
 function hear(review, fresh) {
   const name = nameOf(review)
   const { total, undecided } = review.counts
@@ -50,50 +62,22 @@ function hear(review, fresh) {
   const announce = undecided > 0 && !announced && (fresh || undecided === total)
   heard.delete(name) // a Map keeps the order of insertion; the newest belongs at the end
   heard.set(name, { review, announced: undecided > 0 && (announced || announce) })
-  for (const node of app.graph?.nodes ?? []) {
-    const own = node.comfyClass === GATE ? waiting.get(node) : undefined
-    if (own && nameOf(own) === name) showReview(node, review)
-  }
   if (announce) {
     const detail = `${undecided} of ${total} images of ${review.project} wait for you. Open them from the Review Gate.`
     app.extensionManager.toast.add({ severity: "info", summary: "FLENwheel review", detail, life: 8000 })
   }
 }
 
-/** @param {object} node a Review Gate @param {Review} review */
-function showReview(node, review) {
-  waiting.set(node, review)
-  const { total, undecided, good, needs_correction: correct, reject } = review.counts
-  const parts = good === undefined ? "" : `\n${good} good · ${correct} need correction · ${reject} rejected`
-  showText(node, (undecided ? `${undecided} of ${total} images undecided` : `All ${total} images decided`) + parts)
-}
-
-/** Show a text on a node, read-only, in a widget that is made when there is something to say. */
-function showText(node, text) {
-  const area = texts.get(node) ?? addTextWidget(node)
-  area.value = text
-}
-
-function addTextWidget(node) {
+/** A box on a node that follows the rules both renderers have. @returns {HTMLElement} */
+function addBox(node, name, type, height) {
   const host = document.createElement("div")
-  Object.assign(host.style, { position: "relative", width: "100%", height: "100%", minHeight: `${TEXT_PX}px` })
-  const area = document.createElement("textarea")
-  area.readOnly = true
-  area.setAttribute("aria-label", "Result")
-  Object.assign(area.style, {
-    position: "absolute", inset: "0", width: "100%", height: "100%", boxSizing: "border-box", resize: "none", border: "0", borderRadius: "6px", padding: "6px 8px",
-    background: "var(--comfy-input-bg, #222)", color: "var(--input-text, #ddd)", font: "12px/1.4 system-ui, sans-serif",
-  })
-  host.append(area)
-  // Nodes 2.0 gives a row the height of its content: the text is absolute, so that a long one does not blow the node up
-  const widget = node.addDOMWidget("flenwheel_text", "FLENWHEEL_TEXT", host, { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => TEXT_PX })
+  Object.assign(host.style, { position: "relative", width: "100%", height: "100%", minHeight: `${height}px` })
+  // Nodes 2.0 gives a row the height of its content: the content is absolute, so that a long one does not blow the node up
+  const widget = node.addDOMWidget(name, type, host, { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => height })
   keepOut(widget)
   // the classic renderer keeps a stale width after the side panel was open (frontend 1.47)
   Object.defineProperty(widget, "width", { get: () => undefined, set() {}, configurable: true })
-  texts.set(node, area)
-  const [width, height] = node.computeSize()
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
-  return area
+  return host
 }
 
 /** `options.serialize` keeps a widget out of the prompt, `serialize` out of the workflow. */
@@ -102,11 +86,65 @@ function keepOut(widget) {
   widget.options = Object.assign(widget.options ?? {}, { serialize: false })
 }
 
+/** Show a text on a node, read-only, in a widget that is made when there is something to say. */
+function showText(node, text) {
+  const area = texts.get(node) ?? addText(node)
+  area.value = text
+}
+
+function addText(node) {
+  const area = document.createElement("textarea")
+  area.readOnly = true
+  area.setAttribute("aria-label", "Result")
+  Object.assign(area.style, {
+    position: "absolute", inset: "0", width: "100%", height: "100%", boxSizing: "border-box", resize: "none", border: "0", borderRadius: "6px", padding: "6px 8px",
+    background: "var(--comfy-input-bg, #222)", color: "var(--input-text, #ddd)", font: "12px/1.4 system-ui, sans-serif",
+  })
+  addBox(node, "flenwheel_text", "FLENWHEEL_TEXT", TEXT_PX).append(area)
+  texts.set(node, area)
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
+  return area
+}
+
+/** Show the candidates of a review on its gate. @param {object} node @param {Review} review */
+async function showGallery(node, review) {
+  const { project, stage, version } = review
+  const name = nameOf(review)
+  const known = galleries.get(node) ?? { host: null, view: null, name: "" }
+  if (known.name === name) return
+  if (!known.host) {
+    known.host = addBox(node, "flenwheel_review", "FLENWHEEL_REVIEW", GALLERY_PX)
+    node.setSize([Math.max(node.size[0], GALLERY_SIZE[0]), Math.max(node.size[1], GALLERY_SIZE[1])])
+  }
+  known.name = name
+  galleries.set(node, known)
+  app.canvas?.setDirty(true, true) // the classic renderer places widgets when it draws
+  const before = node.properties.flenwheel
+  if (!before || nameOf(before) !== name) node.properties.flenwheel = { project, stage, version }
+  const { CompactGallery } = await files("compact.mjs")
+  if (known.name !== name || !galleries.has(node)) return
+  known.view?.dispose()
+  const inner = document.createElement("div")
+  inner.dataset.captureWheel = "true" // Nodes 2.0 then leaves the wheel to what has the focus
+  known.host.replaceChildren(inner)
+  known.view = new CompactGallery(inner, { project, stage, version }, { open: (key) => void openReview(review, key), wheel: (event) => toCanvas(event, inner) })
+}
+
+/** The classic renderer does not forward the wheel over a widget; Nodes 2.0 does. */
+function toCanvas(event, host) {
+  if (globalThis.LiteGraph?.vueNodesMode || !host.closest(".dom-widget")) return
+  event.preventDefault()
+  event.stopPropagation()
+  const { clientX, clientY, deltaX, deltaY, deltaMode, ctrlKey, metaKey, shiftKey } = event
+  app.canvas.canvas.dispatchEvent(new WheelEvent("wheel", { clientX, clientY, deltaX, deltaY, deltaMode, ctrlKey, metaKey, shiftKey, bubbles: true, cancelable: true }))
+}
+
 /** @param {object} node @param {any} output the ui part of the node's result */
 function show(node, output) {
   const review = node.comfyClass === GATE ? readReview(output?.flen_review?.[0]) : null
   if (review) {
-    showReview(node, review)
+    void showGallery(node, review)
     return review
   }
   const text = output?.text
@@ -114,29 +152,82 @@ function show(node, output) {
   return null
 }
 
+/** How many images wait, on the sidebar's icon. */
+function showBadge(number) {
+  const tab = app.extensionManager.sidebarTab?.sidebarTabs?.find(({ id }) => id === TAB)
+  if (tab) tab.iconBadge = () => (number ? String(number) : null)
+}
+
+function addSidebar() {
+  const tabs = app.extensionManager.sidebarTab ?? app.extensionManager
+  let redraw = null
+  tabs.registerSidebarTab({
+    id: TAB,
+    icon: "pi pi-images",
+    title: "Review",
+    tooltip: "FLENwheel: images that wait for your verdict",
+    type: "custom",
+    iconBadge: () => null,
+    async render(host) {
+      const root = document.createElement("div") // the host is shared with other tabs and may not be on the page yet
+      root.style.height = "100%"
+      host.style.height = "100%"
+      host.replaceChildren(root)
+      const { sidebar } = await files("sidebar.mjs")
+      redraw = sidebar(root, (set) => void openReview(set))
+    },
+    destroy() {
+      redraw = null
+    },
+  })
+  return () => redraw?.()
+}
+
 app.registerExtension({
   name: "FLENwheel",
-  commands: [{ id: "FLENwheel.Review", label: "FLENwheel: Review", icon: "pi pi-images", function: () => openReview(reviewFor({})) }],
+  commands: [{ id: "FLENwheel.Review", label: "FLENwheel: Review", icon: "pi pi-images", function: () => void openReview(reviewFor(null)) }],
+  keybindings: [{ commandId: "FLENwheel.Review", combo: { key: "r", alt: true, shift: true } }],
   menuCommands: [{ path: ["FLENwheel"], commands: ["FLENwheel.Review"] }],
 
-  setup() {
+  async setup() {
+    for (const name of ["grid.css", "compact.css"]) {
+      document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: api.fileURL(`/flenwheel/review/files/${name}`) }))
+    }
+    const redraw = addSidebar()
     // a broadcast reaches every tab; `executed` only the one that queued the graph
-    api.addEventListener("flenwheel.review", ({ detail }) => {
+    api.addEventListener("flenwheel.review", async ({ detail }) => {
       const review = readReview(detail)
-      if (review) hear(review, detail.node !== undefined)
+      if (!review) return
+      hear(review, detail.node !== undefined)
+      if (Number.isFinite(detail.undecided_total)) showBadge(detail.undecided_total)
+      redraw()
+      const { changed } = await files("compact.mjs")
+      changed(detail)
     })
+    const [{ learn }, { ask }] = await Promise.all([files("lang.mjs"), files("api.mjs")])
+    await learn(ask)
+    const { undecidedTotal } = await files("sidebar.mjs")
+    await undecidedTotal().then(showBadge, () => {}) // the next broadcast tells
   },
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith(OURS)) return
-    if (node.comfyClass === GATE) keepOut(node.addWidget("button", "Open review", null, () => openReview(reviewFor(node)), { serialize: false }))
-    const before = node.onExecuted
+    if (node.comfyClass === GATE) keepOut(node.addWidget("button", "Open review", null, () => void openReview(reviewFor(node)), { serialize: false }))
+    const executed = node.onExecuted
     node.onExecuted = function (output, ...rest) {
-      before?.call(this, output, ...rest)
+      executed?.call(this, output, ...rest)
       const review = show(this, output)
       if (review) hear(review, true)
     }
-    // a switch of tabs makes new nodes and keeps the outputs of the last run
-    setTimeout(() => show(node, app.nodeOutputs?.[String(node.id)]))
+    const removed = node.onRemoved
+    node.onRemoved = function (...rest) {
+      galleries.get(this)?.view?.dispose()
+      galleries.delete(this)
+      return removed?.apply(this, rest)
+    }
+    // a switch of tabs makes new nodes and keeps the outputs of the last run; a reload keeps what is in the workflow
+    setTimeout(() => {
+      if (!show(node, app.nodeOutputs?.[String(node.id)]) && node.comfyClass === GATE && isSet(node.properties?.flenwheel)) void showGallery(node, node.properties.flenwheel)
+    })
   },
 })

@@ -1,14 +1,13 @@
 """The pack's part of ComfyUI's own page: what nodes show, and what they must not leave behind in the workflow."""
 
 import json
-import urllib.request
 
 import pytest
 
+from .pages import comfy_page, executed, post
+
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 
-QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Notification.ShowVersionUpdates": False, "Comfy.Workflow.Persist": False}
-READY = "() => window.app?.graph && app.extensionManager && app.canvas && !app.extensionManager.spinner"
 ADD_GATE = """() => {
   const gate = LiteGraph.createNode("FLEN_ReviewGate")
   gate.pos = [100, 100]
@@ -17,37 +16,16 @@ ADD_GATE = """() => {
 }"""
 
 
-def post(address, body):
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        return answer.read()
-
-
 def gate_text(tab):
     return tab.evaluate("() => app.graph.nodes[0].widgets.find((widget) => widget.name === 'flenwheel_text')?.element.firstChild.value")
 
 
 @pytest.fixture(params=["classic", "Nodes 2.0"])
 def graph(request, server, new_tab):
-    """An empty graph in ComfyUI's page, with nothing from other hosts."""
-    post(f"{server.address}/api/settings", {**QUIET, "Comfy.VueNodes.Enabled": request.param == "Nodes 2.0"})
-    tab = new_tab("about:blank")
-    tab.context.route(lambda address: address.startswith("http") and not address.startswith(server.address), lambda route: route.abort())
-    tab.goto(server.address)
-    tab.wait_for_function(READY, timeout=120_000)
+    """An empty graph in ComfyUI's page."""
+    tab = comfy_page(server, new_tab, request.param)
     tab.evaluate("() => app.graph.clear()")
     return tab
-
-
-def executed(graph, output):
-    """What ComfyUI's server says when the node of the graph has run."""
-    graph.evaluate(
-        """(output) => {
-          const node = String(app.graph.nodes[0].id)
-          window.comfyAPI.api.api.dispatchCustomEvent("executed", { node, display_node: node, output, prompt_id: "test" })
-        }""",
-        output,
-    )
 
 
 def shows(graph, reviewed, undecided):
@@ -59,21 +37,21 @@ def shows(graph, reviewed, undecided):
 def test_the_gate_shows_its_counts_and_follows_the_review_page(graph, reviewed):
     graph.evaluate(ADD_GATE)
     shows(graph, reviewed, 12)
-    assert gate_text(graph).startswith("12 of 12 images undecided")
+    graph.wait_for_function("document.querySelector('.flw.compact .counts')?.textContent === '12 of 12 to decide'")
     graph.get_by_text(f"12 of 12 images of {reviewed.project.folder_name} wait for you").wait_for()
     event = {"key": reviewed.keys[0], "label": "good", "reasons": [], "note": ""}
     server = reviewed.address.partition("?")[0]
     post(f"{server}/{reviewed.project.folder_name}/enriched/v1/labels", {"reviewer": "script", "events": [event]})
-    graph.wait_for_function("app.graph.nodes[0].widgets.at(-1).element.firstChild.value.startsWith('11 of 12 images undecided\\n1 good')")
+    graph.wait_for_function("document.querySelector('.flw.compact .counts').textContent === '11 of 12 to decide'")
 
 
 def test_the_button_opens_the_review_of_this_gate(graph, reviewed):
     graph.evaluate(ADD_GATE)
     shows(graph, reviewed, 12)
-    with graph.context.expect_page() as opened:
-        graph.evaluate("() => app.graph.nodes[0].widgets.find((widget) => widget.type === 'button').callback()")
-    opened.value.wait_for_selector(".card")
-    assert opened.value.text_content("#project-name") == reviewed.project.name
+    graph.evaluate("() => app.graph.nodes[0].widgets.find((widget) => widget.type === 'button').callback()")
+    frame = graph.wait_for_selector("dialog.flw-room[open] iframe").content_frame()
+    frame.wait_for_selector(".card")
+    assert frame.text_content("#project-name") == reviewed.project.name
 
 
 def test_nothing_of_it_is_saved(graph, reviewed):
@@ -97,13 +75,4 @@ def test_a_strange_message_leaves_the_node_as_it_is(graph):
     graph.evaluate(ADD_GATE)
     for output in ({}, None, {"text": [3]}, {"text": "x"}, {"flen_review": []}, {"flen_review": [{"project": 1}]}):
         executed(graph, output)
-    assert gate_text(graph) is None
-
-
-def test_the_text_is_still_there_after_a_look_at_another_workflow(graph, reviewed):
-    graph.evaluate(ADD_GATE)
-    shows(graph, reviewed, 7)
-    graph.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
-    graph.wait_for_function("app.graph.nodes.length === 0")
-    graph.evaluate("() => app.extensionManager.command.execute('Workspace.NextOpenedWorkflow')")
-    graph.wait_for_function("app.graph.nodes[0]?.widgets.at(-1).element?.firstChild.value.startsWith('7 of 12')")
+    assert gate_text(graph) is None and graph.query_selector(".flw.compact") is None

@@ -5,7 +5,7 @@ import json
 import urllib.request
 
 import pytest
-from comfyui_flenwheel.flywheel import review
+from comfyui_flenwheel.flywheel import ledger, review
 from PIL import Image, ImageStat
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
@@ -35,13 +35,12 @@ def text(tab, selector):
 
 def test_twelve_are_labelled_with_the_keyboard_alone(reviewed, new_tab):
     tab = shown(new_tab(reviewed.address))
-    assert tab.is_disabled("#continue")
     keys = "123gcx321xcg"
     press(tab, keys)
     all_saved(tab)
     assert reviewed.labels() == [LABEL[key] for key in keys]
     assert text(tab, "#decided") == "All 12 decided"
-    assert tab.is_enabled("#continue")
+    assert tab.is_enabled("#continue.primary")
 
 
 def test_arrows_move_and_never_decide(reviewed, new_tab):
@@ -60,14 +59,14 @@ def test_undo_goes_back_step_by_step_and_is_written_down(reviewed, new_tab):
     press(tab, ["u", "Control+z", "u"])
     all_saved(tab)
     assert reviewed.labels() == [None] * 12
-    assert [event.label for event in review.history(reviewed.project, reviewed.keys[1])] == ["reject", None]
+    assert [(event.label, event.undone) for event in ledger.history(reviewed.project, reviewed.keys[1])] == [("reject", True)]
     assert tab.get_attribute("#grid", "aria-activedescendant") == f"candidate-{reviewed.keys[0]}"
     assert tab.is_disabled("#undo")
 
 
 def test_reasons_and_a_note_without_the_mouse(reviewed, new_tab):
     tab = shown(new_tab(reviewed.address))
-    press(tab, ["x", "r", "1", "6", "1", "Enter", "ArrowLeft", "n"])
+    press(tab, ["x", "r", "1", "6", "1", "Enter", "ArrowLeft", "t"])
     tab.keyboard.type("the left hand has 3 thumbs")
     press(tab, ["Escape", "Escape"])
     all_saved(tab)
@@ -225,7 +224,7 @@ def test_the_keys_stay_with_the_images_after_a_click(reviewed, new_tab):
     press(tab, ["1", "Space"])
     tab.wait_for_selector("#viewer:not([hidden])")
     tab.click(".verdict.reject")
-    press(tab, ["Space"])
+    press(tab, ["Enter"])
     tab.wait_for_selector("#viewer", state="hidden")
     all_saved(tab)
     assert reviewed.labels()[:3] == ["good", "reject", None]
@@ -263,3 +262,97 @@ def test_continue_says_what_stands_in_its_way(reviewed, new_tab):
     tab.click("#continue")  # this project's candidates came from no graph
     tab.wait_for_selector("#trouble:not([hidden])")
     assert "run the graph" in text(tab, "#trouble-text").lower()
+
+
+def test_everything_has_a_name_and_the_grid_its_roles(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, ["Enter", "2"])
+    nameless = """() => [...document.querySelectorAll("button, input, select, textarea, a[href], [role=slider], iframe")]
+      .filter((node) => node.checkVisibility() && !node.closest("[inert]"))
+      .filter((node) => !(node.getAttribute("aria-label") || node.textContent.trim() || node.labels?.length || node.title))
+      .map((node) => node.outerHTML.slice(0, 120))"""
+    assert tab.evaluate(nameless) == []
+    press(tab, ["Escape", "/"])
+    assert tab.evaluate(nameless) == []
+    current = "document.getElementById(document.querySelector('#grid').getAttribute('aria-activedescendant'))"
+    assert tab.evaluate(f"{current}.matches('[role=grid] [role=row] > [role=gridcell][aria-selected=true][aria-label]')")
+    assert tab.evaluate("document.querySelector('#decided').getAttribute('aria-live')") == "polite"
+
+
+CONTRAST = """() => {
+  const probe = document.body.appendChild(document.createElement("i"))
+  const light = (name) => {
+    probe.style.color = `var(--${name})`
+    const parts = getComputedStyle(probe).color.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+    const [red, green, blue] = parts.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+  }
+  const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05)
+  const pairs = ["text", "soft", "good", "needs_correction", "reject"].flatMap((name) => ["ground", "raised", "card"].map((ground) => [name, ground]))
+  pairs.push(["on-colour", "good"], ["on-colour", "needs_correction"], ["on-colour", "reject"])
+  return pairs.map(([a, b]) => [a, b, ratio(a, b)]).filter(([, , found]) => found < 4.5)
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_every_colour_of_text_stands_out(reviewed, new_tab, scheme):
+    assert shown(new_tab(reviewed.address, color_scheme=scheme)).evaluate(CONTRAST) == []
+
+
+def test_a_swipe_is_a_verdict_and_half_a_swipe_is_none(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address, viewport={"width": 390, "height": 844}, has_touch=True))
+    tab.tap(".card >> nth=0")
+    tools = tab.context.new_cdp_session(tab)
+    box = tab.locator("#stage").bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    for dx, dy in ((30, 0), (140, 0), (-140, 0), (0, -160)):
+        touch = lambda kind, x=0.0, y=0.0: tools.send(  # noqa: E731
+            "Input.dispatchTouchEvent",
+            {"type": kind, "touchPoints": [] if kind == "touchEnd" else [{"x": middle[0] + x, "y": middle[1] + y}]},
+        )
+        touch("touchStart")
+        for part in (0.3, 0.6, 1.0):
+            touch("touchMove", dx * part, dy * part)
+        touch("touchEnd")
+    all_saved(tab)
+    assert reviewed.labels()[:4] == ["good", "reject", "needs_correction", None]
+
+
+def test_an_earlier_visit_is_undone_and_its_place_found(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, "121")
+    all_saved(tab)
+    tab.close()
+    tab = shown(new_tab(reviewed.address, visitor="later"))
+    assert "stopped at 3 of 12" in text(tab, "#toast")
+    assert tab.get_attribute("#grid", "aria-activedescendant") == f"candidate-{reviewed.keys[3]}"
+    press(tab, "uu")
+    tab.wait_for_function("document.querySelector('#decided').textContent === '1 of 12 decided'")
+    all_saved(tab)
+    press(tab, "y")
+    tab.wait_for_function("document.querySelector('#decided').textContent === '2 of 12 decided'")
+    all_saved(tab)
+    assert reviewed.labels()[:3] == ["good", "needs_correction", None]
+
+
+def test_a_reload_keeps_filter_place_and_large_view(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    press(tab, ["f", "End", "Enter"])
+    tab.wait_for_selector("#viewer:not([hidden])")
+    tab.reload()
+    tab.wait_for_selector("#viewer:not([hidden])")
+    assert text(tab, "#viewer-place") == "12 of 12"
+    assert tab.get_attribute("#filters [data-filter=all]", "aria-pressed") == "true"
+
+
+def test_a_blind_pass_shows_nothing_that_sways(reviewed, new_tab):
+    tab = new_tab(reviewed.address + "&blind=1")
+    asked = []
+    tab.on("request", lambda request: asked.append(request.url))
+    shown(tab)
+    press(tab, ["Enter", "1"])
+    all_saved(tab)
+    tab.wait_for_timeout(500)
+    assert not [address for address in asked if "/evidence/" in address or "/history/" in address]
+    assert not tab.is_visible(".similarity") and not tab.is_visible("#history") and not tab.is_visible("#source-figure")
+    assert sorted(filter(None, reviewed.labels())) == ["good"]

@@ -1,7 +1,8 @@
-/** Every request of the review page. Addresses are relative to the page, so that ComfyUI may live under any path. */
+/** Every request of the review. Addresses are relative to this file, so that ComfyUI may live under any path and the page may be any page. */
 
 const TIMEOUT_MS = 20_000
 const RETRY_MS = 2_000
+const HOME = new URL("../../", import.meta.url) // …/flenwheel/
 
 /** The server answered, but not with what was asked for. `message` is for the user. */
 export class ServerError extends Error {
@@ -12,42 +13,82 @@ export class ServerError extends Error {
   }
 }
 
+/** Whether a fault means that the server could not be reached. @param {unknown} error */
+export const unreachable = (error) => error instanceof TypeError || error instanceof DOMException
+
 /** One set of candidates: a stage of a lap of a project. @typedef {{project: string, stage: string, version: string}} CandidateSet */
+/** @typedef {"first"|"strict"|"repeat"} Pass */
+/** Who decides, and how. @typedef {{reviewer: string, pass: Pass, blind: boolean}} Way */
 
 const within = ({ project, stage, version }) => [project, stage, version].map(encodeURIComponent).join("/")
-const address = (path) => new URL(path, document.baseURI).href
+const address = (path) => new URL(path, HOME).href
+const query = (values) => {
+  const given = Object.entries(values).filter(([, value]) => value !== undefined && value !== null && value !== "")
+  return given.length ? `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}` : ""
+}
 
 /**
- * @param {string} path relative to the page @param {object} [body] posted as JSON
+ * @param {string} path relative to …/flenwheel/ @param {{method?: string, json?: any, body?: Blob}} [sent]
  * @returns {Promise<any>}
  * @throws {ServerError} the server said no; a TypeError or DOMException means that it could not be reached.
  */
-async function request(path, body) {
-  const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }
-  const response = await fetch(address(path), { ...(body ? post : { cache: "no-store" }), signal: AbortSignal.timeout(TIMEOUT_MS) })
+async function request(path, { method, json, body } = {}) {
+  const content = body ?? (json === undefined ? undefined : JSON.stringify(json))
+  const headers = content === undefined ? undefined : { "Content-Type": body ? body.type || "application/octet-stream" : "application/json" }
+  const options = { method: method ?? (content === undefined ? "GET" : "POST"), headers, body: content, cache: /** @type {const} */ ("no-store") }
+  const response = await fetch(address(path), { ...options, signal: AbortSignal.timeout(TIMEOUT_MS) })
   const answer = await response.json().catch(() => null)
   if (!response.ok) throw new ServerError(response.status, answer?.error ?? `ComfyUI answered ${response.status} ${response.statusText}.`)
   if (answer === null) throw new ServerError(response.status, "ComfyUI answered something that is not JSON. Is FLENwheel still installed?")
   return answer
 }
 
+/** Anything of ComfyUI itself. @param {string} path */
+export const ask = (path) => request(`../${path}`)
 export const projects = () => request("projects").then((answer) => answer.projects)
-/** @param {CandidateSet} set */
-export const listing = (set) => request(`review/${within(set)}`)
-/** @param {CandidateSet} set @param {string} reviewer @param {object[]} events */
-export const postLabels = (set, reviewer, events) => request(`review/${within(set)}/labels`, { reviewer, events })
+/** @param {CandidateSet} set @param {Way} way @param {string} [since] a revision: only what has changed since */
+export const listing = (set, { reviewer, pass, blind }, since) => request(`review/${within(set)}${query({ reviewer, pass, blind: blind ? 1 : "", since })}`)
+/** @param {CandidateSet} set @param {"labels"|"undo"|"redo"|"session"|"continue"} what @param {object} json */
+export const tell = (set, what, json) => request(`review/${within(set)}/${what}`, { json })
 /** @param {CandidateSet} set @param {string} key */
 export const history = (set, key) => request(`review/${within(set)}/history/${encodeURIComponent(key)}`).then((answer) => answer.events)
+/** @param {CandidateSet} set @param {string} key */
+export const evidence = (set, key) => request(`review/${within(set)}/evidence/${encodeURIComponent(key)}`)
 /** @param {CandidateSet} set */
-export const proceed = (set) => request(`review/${within(set)}/continue`, {})
+export const coverage = (set) => request(`review/${within(set)}/coverage`)
+/** @param {CandidateSet} set @param {string} reviewer */
+export const agreement = (set, reviewer) => request(`review/${within(set)}/agreement${query({ reviewer })}`)
 
-/** @param {CandidateSet} set @param {string} key @param {"thumb"|"full"} size */
+/** @param {CandidateSet} set @param {string} key */
+export const repairPrompt = (set, key) => request(`review/${within(set)}/repair/prompt/${encodeURIComponent(key)}`)
+/** @param {CandidateSet} set @param {object} order */
+export const orderRepair = (set, order) => request(`review/${within(set)}/repair`, { json: order }).then((answer) => answer.order)
+/** @param {CandidateSet} set @param {string} key @param {Blob} png white where it shall be repainted @returns {Promise<string>} its id */
+export const keepMask = (set, key, png) => request(`review/${within(set)}/mask/${encodeURIComponent(key)}`, { method: "PUT", body: png }).then((answer) => answer.mask)
+/** @param {CandidateSet} set @param {string} key @param {Blob} file @param {string} reviewer */
+export const keepCorrected = (set, key, file, reviewer) =>
+  request(`review/${within(set)}/corrected/${encodeURIComponent(key)}${query({ reviewer })}`, { method: "PUT", body: file }).then((answer) => answer.corrected)
+
+/** @param {string} project */
+export const views = (project) => request(`views/${encodeURIComponent(project)}`).then((answer) => answer.views)
+/** @param {string} project @param {string} name @param {object|null} filter null deletes */
+export const keepView = (project, name, filter) => request(`views/${encodeURIComponent(project)}`, { json: { name, filter } }).then((answer) => answer.views)
+
+/** A file with these candidates, for people. @param {CandidateSet} set @param {{keys: string[], format: "html"|"png", title: string}} what @returns {Promise<Blob>} */
+export async function exported(set, what) {
+  const headers = { "Content-Type": "application/json" }
+  const response = await fetch(address(`review/${within(set)}/export`), { method: "POST", headers, body: JSON.stringify(what) })
+  if (!response.ok) throw new ServerError(response.status, (await response.json().catch(() => null))?.error ?? `ComfyUI answered ${response.status}.`)
+  return response.blob()
+}
+
+/** @param {CandidateSet} set @param {string} key @param {string|number} size "full", or the longer edge in pixels */
 export const imageAddress = (set, key, size) => address(`image/${within(set)}/${encodeURIComponent(key)}?size=${size}`)
-/** The photograph a candidate was made from. @param {CandidateSet} set @param {string} key */
-export const sourceAddress = (set, key) => imageAddress({ ...set, stage: "source" }, key, "full")
-/** @param {CandidateSet} set */
-export const pageAddress = (set) => address(`review?${new URLSearchParams(set)}`)
-export const graphAddress = () => address("../")
+/** The photograph a candidate was made from. @param {CandidateSet} set @param {string} key @param {string|number} [size] */
+export const sourceAddress = (set, key, size = "full") => imageAddress({ ...set, stage: "source" }, key, size)
+/** @param {CandidateSet & {pass?: Pass, blind?: boolean}} set */
+export const pageAddress = ({ project, stage, version, pass, blind }) =>
+  address(`review${query({ project, stage, version, pass: pass === "first" ? "" : pass, blind: blind ? 1 : "" })}`)
 
 /**
  * Listen to ComfyUI's broadcasts for as long as the page lives.

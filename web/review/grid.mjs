@@ -1,36 +1,55 @@
 /**
- * The grid of candidates. Only the rows near the screen exist, so 5,000 cost what 50 cost. Follows the ARIA grid pattern: the scroller has
- * the focus, aria-activedescendant names the current cell.
+ * The grid of candidates. Only the rows near the screen exist, so 5,000 cost what 50 cost. Follows the ARIA grid pattern: the scroller (or
+ * whatever has the focus for it) names the current cell with aria-activedescendant.
  */
 
 import { imageAddress } from "./api.mjs"
 import { button, element, icon } from "./dom.mjs"
-import { LABELS, similarityWords, wordFor } from "./words.mjs"
+import { t } from "./lang.mjs"
+import { LABELS, reasonWord, similarityWords, wordFor } from "./words.mjs"
 
-const CELL_PX = 208 // narrowest card of a wide window; a phone gets two in a row
-const CAPTION_PX = 76 // review.css, .caption
+/** Narrowest card in px, and what its caption takes; a phone gets two in a row. */
+const SIZES = [
+  { cell: 116, caption: 30 },
+  { cell: 164, caption: 56 },
+  { cell: 230, caption: 74 },
+  { cell: 340, caption: 74 },
+]
+export const COMPACT = { cell: 92, caption: 0, gap: 6 }
+const USUAL = 1
 const GAP_PX = 14
 const OVERSCAN = 2 // rows above and below the window
 const [NARROWEST, WIDEST] = [0.66, 1.5] // of a picture's width : height, so that one panorama does not flatten every card
+const THUMBS = [256, 512, 1024] // what the server makes
 
 export class Grid {
   /** @type {Map<number, HTMLElement>} rows that exist */
   #rows = new Map()
   #columns = 1
   #rowHeight = 1
+  #thumb = 256
+  size = USUAL
 
   /**
    * @param {HTMLElement} scroller @param {import("./store.mjs").ReviewStore} store @param {import("./api.mjs").CandidateSet} set
    * @param {{open: () => void, label: (label: import("./words.mjs").Label) => void}} does
+   * @param {{measures?: {cell: number, caption: number, gap: number}, focus?: HTMLElement}} [options] `focus`: what has it in the scroller's place
    */
-  constructor(scroller, store, set, does) {
-    Object.assign(this, { scroller, store, set, does })
+  constructor(scroller, store, set, does, { measures, focus = scroller } = {}) {
+    Object.assign(this, { scroller, store, set, does, measures, focus })
     this.sheet = element("div", { class: "sheet", role: "presentation" })
     scroller.append(this.sheet)
     scroller.addEventListener("scroll", () => this.#show(), { passive: true })
     scroller.addEventListener("click", (event) => this.#clicked(event))
-    new ResizeObserver(() => this.layout()).observe(scroller)
-    store.addEventListener("change", ({ detail }) => this.#follow(detail))
+    this.watcher = new ResizeObserver(() => this.layout())
+    this.watcher.observe(scroller)
+    this.follow = ({ detail }) => this.#follow(detail)
+    store.addEventListener("change", this.follow)
+  }
+
+  dispose() {
+    this.watcher.disconnect()
+    this.store.removeEventListener("change", this.follow)
   }
 
   get columns() {
@@ -42,10 +61,17 @@ export class Grid {
     return Math.max(1, Math.floor(this.scroller.clientHeight / this.#rowHeight))
   }
 
+  /** Larger or smaller cards. @param {number} by */
+  resize(by) {
+    this.size = Math.max(0, Math.min(SIZES.length - 1, this.size + by))
+    this.layout()
+  }
+
   #follow({ what, key }) {
     if (what === "view") return this.layout()
-    if (what === "verdict") for (const cell of this.sheet.querySelectorAll(`[data-key="${key}"]`)) this.#mark(cell, this.store.get(key))
-    else this.#reveal()
+    const cells = what === "verdict" ? this.sheet.querySelectorAll(`[data-key="${key}"]`) : what === "verdicts" ? this.sheet.querySelectorAll(".card") : []
+    for (const cell of cells) this.#mark(cell, this.store.get(cell.dataset.key))
+    if (what === "current") this.#reveal()
   }
 
   /** Measure, and draw everything anew. */
@@ -53,14 +79,21 @@ export class Grid {
     const { view } = this.store
     const width = this.sheet.clientWidth
     if (!width) return
-    this.#columns = Math.max(2, Math.floor((width + GAP_PX) / (CELL_PX + GAP_PX)))
-    const cell = (width - GAP_PX * (this.#columns - 1)) / this.#columns
+    const { cell, caption, gap } = this.measures ?? { ...SIZES[this.size], gap: GAP_PX }
+    this.#columns = Math.max(2, Math.floor((width + gap) / (cell + gap)))
+    const wide = (width - gap * (this.#columns - 1)) / this.#columns
     const shapes = view.map((candidate) => candidate.width / candidate.height).sort((a, b) => a - b)
-    const shape = Math.max(NARROWEST, Math.min(WIDEST, shapes[Math.floor(shapes.length / 2)] ?? 1)) // the median
-    this.#rowHeight = Math.round(cell / shape) + CAPTION_PX + GAP_PX
+    const shape = Math.max(NARROWEST, Math.min(WIDEST, shapes[Math.floor(shapes.length / 2)] || 1)) // the median
+    const picture = Math.round(wide / shape)
+    this.#rowHeight = picture + caption + gap
+    this.gap = gap
+    this.#thumb = THUMBS.find((size) => size >= Math.max(wide, picture) * Math.min(2, devicePixelRatio)) ?? 1024
     const count = Math.ceil(view.length / this.#columns)
-    this.sheet.style.height = `${Math.max(0, count * this.#rowHeight - GAP_PX)}px`
+    this.sheet.style.height = `${Math.max(0, count * this.#rowHeight - gap)}px`
     this.sheet.style.setProperty("--columns", String(this.#columns))
+    this.sheet.style.setProperty("--caption", `${caption}px`)
+    this.sheet.style.setProperty("--gap", `${gap}px`)
+    this.sheet.dataset.size = this.measures ? "compact" : String(this.size)
     this.scroller.setAttribute("aria-rowcount", String(count))
     this.scroller.setAttribute("aria-colcount", String(this.#columns))
     this.sheet.replaceChildren()
@@ -70,7 +103,7 @@ export class Grid {
 
   /** Scroll the current candidate into view. */
   #reveal() {
-    const { scroller, store } = this
+    const { scroller, store, focus } = this
     const top = Math.floor(store.position / this.#columns) * this.#rowHeight
     const padding = this.sheet.offsetTop
     if (store.position >= 0) {
@@ -79,9 +112,9 @@ export class Grid {
       if (bottom > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = bottom - scroller.clientHeight
     }
     this.#show()
-    for (const cell of this.sheet.querySelectorAll(".card")) cell.setAttribute("aria-selected", String(cell.dataset.key === store.current))
-    if (store.current) scroller.setAttribute("aria-activedescendant", `candidate-${store.current}`)
-    else scroller.removeAttribute("aria-activedescendant")
+    for (const cell of this.sheet.querySelectorAll(".card")) this.#select(cell)
+    if (store.current) focus.setAttribute("aria-activedescendant", this.#id(store.current))
+    else focus.removeAttribute("aria-activedescendant")
   }
 
   /** Make the rows near the window exist, and no others. */
@@ -108,54 +141,92 @@ export class Grid {
     const first = number * this.#columns
     const row = element("div", { class: "row", role: "row", "aria-rowindex": number + 1 })
     row.style.transform = `translateY(${number * this.#rowHeight}px)`
-    row.style.height = `${this.#rowHeight - GAP_PX}px`
+    row.style.height = `${this.#rowHeight - (this.gap ?? GAP_PX)}px`
     const candidates = this.store.view.slice(first, first + this.#columns)
     row.append(...candidates.map((candidate, column) => this.#card(candidate, column + 1)))
     return row
   }
 
+  #id(key) {
+    return `${this.measures ? "compact" : "candidate"}-${key}`
+  }
+
   /** @param {import("./words.mjs").Candidate} candidate @param {number} column */
   #card(candidate, column) {
-    const words = similarityWords(candidate)
-    const image = element("img", { src: imageAddress(this.set, candidate.key, "thumb"), alt: "", decoding: "async", draggable: "false" })
+    const image = element("img", { src: imageAddress(this.set, candidate.key, this.#thumb), alt: "", decoding: "async", draggable: "false" })
     image.addEventListener("error", () => image.getAttribute("src") && image.parentElement?.classList.add("broken"))
-    const quick = LABELS.map(({ label, word, key, icon: symbol }) =>
-      button({ class: `quick ${label}`, tabindex: -1, title: `${word} (${key})`, "aria-label": word, dataset: { label } }, icon(symbol)),
-    )
-    const badge = element("span", { class: `similarity ${words.band}` }, element("b", { text: words.figure }), words.word)
+    const picture = element("div", { class: "picture", "data-broken": t("This image cannot be shown") }, image, element("span", { class: "mark" }))
     const card = element(
       "div",
-      { class: "card", role: "gridcell", id: `candidate-${candidate.key}`, "aria-colindex": column, dataset: { key: candidate.key } },
-      element("div", { class: "picture" }, image, element("span", { class: "mark" }), element("div", { class: "quicks" }, ...quick)),
-      element(
-        "div",
-        { class: "caption" },
-        element("div", { class: "line" }, badge, candidate.sample && element("span", { class: "tag", text: "sample", title: "Flagged for manual sampling" })),
-        element("p", { class: "prompt", text: candidate.prompt || candidate.name, title: candidate.name }),
-      ),
+      { class: "card", role: "gridcell", id: this.#id(candidate.key), "aria-colindex": column, dataset: { key: candidate.key } },
+      picture,
+      !this.measures && this.#caption(candidate),
     )
-    card.setAttribute("aria-selected", String(candidate.key === this.store.current))
+    if (!this.measures) picture.append(this.#quicks())
+    this.#select(card)
     this.#mark(card, candidate)
     return card
   }
 
+  #quicks() {
+    const quick = LABELS.map(({ label, word, key, icon: symbol }) =>
+      button({ class: `quick ${label}`, tabindex: -1, title: `${t(word)} (${key})`, "aria-label": t(word), dataset: { label } }, icon(symbol)),
+    )
+    return element("div", { class: "quicks" }, ...quick)
+  }
+
+  #caption(candidate) {
+    const words = similarityWords(candidate)
+    const badge = element("span", { class: `similarity ${words.band}`, title: candidate.score_note || null }, element("b", { text: words.figure }), words.word)
+    const { sample, suggestion, corrections } = candidate
+    return element(
+      "div",
+      { class: "caption" },
+      element(
+        "div",
+        { class: "line" },
+        badge,
+        sample && element("span", { class: "tag", text: t("sample"), title: t("Flagged for manual sampling") }),
+        corrections?.length ? element("span", { class: "tag", text: t("repaired") }) : null,
+        suggestion ? element("span", { class: `tag hint ${suggestion.label}`, title: t("Suggested: {label}. {why}", { label: wordFor(suggestion.label), why: suggestion.why }) }, icon("suggest")) : null,
+      ),
+      element("p", { class: "prompt", text: candidate.prompt || candidate.name || "", title: candidate.name ?? "" }),
+    )
+  }
+
+  #select(card) {
+    card.setAttribute("aria-selected", String(this.store.selected.size ? this.store.selected.has(card.dataset.key) : card.dataset.key === this.store.current))
+    card.classList.toggle("current", card.dataset.key === this.store.current)
+    card.classList.toggle("chosen", this.store.selected.has(card.dataset.key))
+  }
+
   #mark(card, candidate) {
+    if (!candidate) return
     const { label, origin, reasons, prompt, name } = candidate
     card.dataset.label = label ?? "undecided"
     const mark = card.querySelector(".mark")
     mark.replaceChildren()
-    if (label) mark.append(icon(label), [wordFor(label), origin === "policy" && "by policy", origin === "folder" && "by folder"].filter(Boolean).join(" "))
+    if (label) mark.append(icon(label), element("span", { text: wordFor(label) }))
+    if (label && origin && origin !== "person") mark.append(element("small", { text: origin === "folder" ? t("by folder") : t("by a rule") }))
     const { figure, word } = similarityWords(candidate)
-    card.setAttribute("aria-label", [wordFor(label), ...reasons, `${figure} ${word}`.trim(), prompt || name].join(", "))
+    const machine = candidate.suggestion && !label ? t("suggested: {label}", { label: wordFor(candidate.suggestion.label) }) : ""
+    card.setAttribute("aria-label", [wordFor(label), ...reasons.map(reasonWord), `${figure} ${word}`.trim(), machine, prompt || name].filter(Boolean).join(", "))
   }
 
   #clicked(event) {
     const card = event.target.closest(".card")
     if (!card) return
-    this.scroller.focus({ preventScroll: true })
-    this.store.goTo(card.dataset.key)
+    const { key } = card.dataset
+    this.focus.focus({ preventScroll: true })
+    if (event.shiftKey) return this.store.selectTo(key)
+    if (event.ctrlKey || event.metaKey) {
+      this.store.goTo(key)
+      return this.store.toggleSelected(key)
+    }
     const label = event.target.closest("[data-label].quick")?.dataset.label
+    const again = this.store.current === key
+    this.store.goTo(key)
     if (label) this.does.label(label)
-    else this.does.open()
+    else if (!this.measures || again) this.does.open()
   }
 }

@@ -1,62 +1,94 @@
-/** Everything around the images: counts, progress, filters, the state of saving, errors and the way on. */
+/** Everything around the images: counts, progress, pace, filters, the state of saving, errors, the next undo and the way on. */
 
-import { graphAddress } from "./api.mjs"
+import { pageAddress } from "./api.mjs"
 import { button, element, find, icon } from "./dom.mjs"
-import { FILTERS, LABELS, ORDERS, plural, stageWord, wordFor } from "./words.mjs"
+import { FILTERS, ORDERS } from "./filters.mjs"
+import { count, t } from "./lang.mjs"
+import { LABELS, PASSES, stageWord, wordFor } from "./words.mjs"
 
 export class Header {
-  /** @param {import("./store.mjs").ReviewStore} store @param {import("./outbox.mjs").Outbox} outbox @param {import("./api.mjs").CandidateSet} set */
-  constructor(store, outbox, set) {
-    Object.assign(this, { store, outbox, set })
-    find("#order").replaceChildren(...ORDERS.map(({ name, word }) => element("option", { value: name, text: word })))
+  /**
+   * @param {import("./store.mjs").ReviewStore} store @param {import("./outbox.mjs").Outbox} outbox @param {import("./api.mjs").CandidateSet} set
+   * @param {import("./api.mjs").Way} way @param {{pace: import("./session.mjs").Pace, suggested: () => void}} parts
+   */
+  constructor(store, outbox, set, way, { pace, suggested }) {
+    Object.assign(this, { store, outbox, set, way, pace })
+    find("#order").replaceChildren(...ORDERS.map(({ name, word }) => element("option", { value: name, text: t(word) })))
     find("#order").addEventListener("change", ({ target }) => {
       store.choose({ order: target.value })
       find("#grid").focus() // the keys go on with the images
     })
+    this.#passes()
     find("#hide-decided").addEventListener("click", () => store.choose({}))
+    find("#accept-suggested").addEventListener("click", suggested)
     find("#trouble-close").addEventListener("click", () => this.complain(""))
-    find("#to-graph").href = graphAddress()
-    store.addEventListener("change", () => this.draw())
+    store.addEventListener("change", () => this.#soon())
     outbox.addEventListener("change", () => this.#saving())
+  }
+
+  #passes() {
+    const { set, way } = this
+    const options = PASSES.map(({ pass, word, hint }) => element("option", { value: pageAddress({ ...set, pass }), text: t(word), title: t(hint), selected: pass === way.pass && !way.blind }))
+    options.push(element("option", { value: pageAddress({ ...set, blind: true }), text: t("Blind pass"), title: t("No scores, no names, shuffled."), selected: way.blind && way.pass === "first" }))
+    find("#pass").replaceChildren(...options)
+    find("#pass").addEventListener("change", ({ target }) => location.assign(keepEmbedded(target.value)))
+  }
+
+  /** Once per frame, however much has changed; a hidden tab has no frames. */
+  #soon() {
+    if (this.waiting) return
+    this.waiting = true
+    const draw = () => {
+      if (!this.waiting) return
+      this.waiting = false
+      this.draw()
+    }
+    requestAnimationFrame(draw)
+    setTimeout(draw, 100)
   }
 
   draw() {
     const { store, set } = this
-    const { counts } = store
-    find("#project-name").textContent = store.project.name
-    find("#set-name").textContent = `${stageWord(set.stage)} ${set.version} · ${store.project.instance_token}`
-    document.title = `${counts.undecided ? `(${counts.undecided}) ` : ""}${store.project.name} – FLENwheel review`
+    const { counts, project } = store
+    if (!project) return
+    document.body.toggleAttribute("data-blind", Boolean(store.state?.blind))
+    find("#project-name").textContent = project.name
+    find("#set-name").textContent = `${stageWord(set.stage)} ${set.version} · ${project.instance_token}`
+    document.title = `${counts.undecided ? `(${counts.undecided}) ` : ""}${project.name} – FLENwheel`
     this.#progress(counts)
     this.#filters()
     find("#order").value = store.order
     find("#hide-decided").hidden = !store.stale
-    find("#hide-decided").textContent = `Hide ${store.stale} ${store.filter === "undecided" ? "decided" : "that changed"}`
+    find("#hide-decided").textContent = store.filter === "undecided" ? t("Hide {n} decided", { n: store.stale }) : t("Hide {n} that changed", { n: store.stale })
+    find("#accept-suggested").hidden = store.filter !== "suggested"
+    find("#selection").textContent = store.selected.size ? count(store.selected.size, "{n} selected: a verdict goes to all", "{n} selected: a verdict goes to all") : ""
     this.#empty(counts)
-    this.#undo()
+    this.#steps()
     this.#saving()
   }
 
   #progress(counts) {
     for (const { label } of LABELS) find(`#progress .${label}`).style.width = `${(100 * counts[label]) / Math.max(1, counts.total)}%`
     const decided = counts.total - counts.undecided
+    const text = counts.total && !counts.undecided ? t("All {total} decided", { total: counts.total }) : t("{decided} of {total} decided", { decided, total: counts.total })
     const bar = find("#progress")
     bar.setAttribute("aria-valuemax", String(counts.total))
     bar.setAttribute("aria-valuenow", String(decided))
-    bar.setAttribute("aria-valuetext", `${decided} of ${counts.total} decided`)
-    const text = counts.total && !counts.undecided ? `All ${counts.total} decided` : `${decided} of ${counts.total} decided`
+    bar.setAttribute("aria-valuetext", text)
     if (find("#decided").textContent !== text) find("#decided").textContent = text // aria-live: say it only when it changes
+    find("#pace").textContent = this.pace.words(counts.undecided)
   }
 
   #filters() {
     const { candidates, filter } = this.store
-    const focused = find("#filters").contains(document.activeElement) ? document.activeElement.dataset.filter : null
-    const chips = FILTERS.map((known) => ({ ...known, count: candidates.filter(known.holds).length }))
-      .filter(({ always, count, name }) => always || count || name === filter)
-      .map(({ name, word, count }) =>
+    const focused = find("#filters").contains(document.activeElement) ? document.activeElement?.dataset.filter : null
+    const chips = FILTERS.map((known) => ({ ...known, number: candidates.filter(known.holds).length }))
+      .filter(({ always, number, name }) => always || number || name === filter)
+      .map(({ name, word, number }) =>
         button(
           { class: `filter ${name}`, "aria-pressed": String(name === filter), dataset: { filter: name }, on: { click: () => this.store.choose({ filter: name }) } },
-          word,
-          element("span", { text: String(count) }),
+          t(word),
+          element("span", { text: String(number) }),
         ),
       )
     find("#filters").replaceChildren(...chips)
@@ -67,41 +99,59 @@ export class Header {
     const box = find("#empty")
     box.hidden = this.store.view.length > 0
     if (box.hidden) return
-    const filter = FILTERS.find((known) => known.name === this.store.filter)
+    const { filter, facets, search } = this.store.shown
+    const narrowed = search || Object.values(facets).some(Boolean)
+    const word = t(FILTERS.find((known) => known.name === filter)?.word ?? "")
     const words = !counts.total
-      ? ["No candidates here yet", "Run the graph; the images appear by themselves."]
-      : this.store.filter === "undecided"
-        ? ["Everything is decided", "Continue the graph, or look through the verdicts with the filters above."]
-        : [`Nothing under “${filter?.word}”`, "Choose another filter above."]
+      ? this.way.pass === "first"
+        ? [t("No candidates here yet"), t("Run the graph; the images appear by themselves.")]
+        : [t("Nothing to look at in this pass"), t("It shows what the first pass has decided. Give verdicts there first.")]
+      : filter === "undecided" && !narrowed
+        ? [t("Everything is decided"), t("Continue the graph with Ctrl+Enter, or look through the verdicts with the filters above.")]
+        : [t("Nothing under “{filter}”", { filter: word }), narrowed ? t("Press / and widen the search.") : t("Choose another filter above.")]
     box.replaceChildren(element("h2", { text: words[0] }), element("p", { text: words[1] }))
   }
 
-  #undo() {
-    const step = this.store.undoable
-    find("#undo").disabled = !step
-    if (!step) return find("#undo-what").replaceChildren("Undo")
-    const onlyLabel = step.before.label !== step.what.label
-    const what = onlyLabel ? (step.what.label ? wordFor(step.what.label) : "Withdraw") : step.before.note !== step.what.note ? "Note" : "Reason"
-    return find("#undo-what").replaceChildren(`Undo “${what}”`)
+  /** The next undo and redo, named where they always are. */
+  #steps() {
+    for (const [id, step, word] of /** @type {const} */ ([
+      ["undo", this.store.undoable, t("Undo")],
+      ["redo", this.store.redoable, t("Redo")],
+    ])) {
+      const what = step && this.#nameOf(step)
+      find(`#${id}`).disabled = !step
+      find(`#${id}-what`).textContent = what ? `${word} “${what}”` : word
+    }
+  }
+
+  #nameOf(step) {
+    if (!("parts" in step)) return step.count > 1 ? t("{label} on {n} images", { label: step.label ? wordFor(step.label) : t("Withdraw"), n: step.count }) : t("{label} on {name}", { label: step.label ? wordFor(step.label) : t("Withdraw"), name: step.name })
+    if (step.parts.length > 1) return t("{label} on {n} images", { label: wordFor(step.parts[0].after.label), n: step.parts.length })
+    const { before, after } = step.parts[0]
+    if (before.label !== after.label) return after.label ? wordFor(after.label) : t("Withdraw")
+    return before.note !== after.note ? t("Note") : before.reasons.join() !== after.reasons.join() ? t("Reason") : t("Answer")
   }
 
   #saving() {
     const { outbox } = this
-    const state = outbox.size ? (outbox.trouble ? "away" : "busy") : "saved"
-    const words = { saved: "All saved", busy: `Saving ${outbox.size}`, away: `${outbox.size} not saved yet` }
+    const { size } = outbox
+    const state = size ? (outbox.trouble ? "away" : "busy") : "saved"
+    const words = { saved: t("All saved"), busy: t("Saving {n}", { n: size }), away: t("{n} not saved yet", { n: size }) }
     for (const saving of document.querySelectorAll(".saving")) {
       saving.dataset.state = state
       if (saving.lastChild.textContent !== words[state]) saving.replaceChildren(icon(state), element("span", { text: words[state] }))
     }
-    const ready = this.store.candidates.length > 0 && !this.store.counts.undecided && !outbox.size
-    find("#continue").disabled = !ready
-    find("#continue").title = ready ? "Queue the graph again from here" : outbox.size ? "Waits until everything is saved" : "Waits until everything is decided"
+    const { undecided, total } = this.store.counts
+    find("#continue").disabled = !total || size > 0
+    find("#continue").classList.toggle("primary", total > 0 && !undecided && !size)
+    find("#continue").title = size ? t("Waits until everything is saved") : undecided ? count(undecided, "{n} image is undecided; the graph goes on only as far as the gate allows", "{n} images are undecided; the graph goes on only as far as the gate allows") : t("Queue the graph again from here")
     this.#trouble()
   }
 
-  /** Say what went wrong, until it is closed. @param {string} message */
+  /** Say what went wrong, until it is closed; empty: nothing does any more. @param {string} message */
   complain(message) {
-    this.complaint = message
+    const said = this.complaint ?? ""
+    this.complaint = message && said && !said.includes(message) ? `${said} ${message}` : message && said ? said : message
     this.#trouble()
   }
 
@@ -118,10 +168,18 @@ export class Header {
     toast.textContent = message
     toast.classList.add("up")
     clearTimeout(this.toastTimer)
-    this.toastTimer = setTimeout(() => toast.classList.remove("up"), 5_000)
+    this.toastTimer = setTimeout(() => toast.classList.remove("up"), 6_000)
   }
+}
+
+/** A page inside ComfyUI stays one. @param {string} address */
+export function keepEmbedded(address) {
+  const url = new URL(address)
+  const here = new URLSearchParams(location.search)
+  for (const name of ["embedded", "theme"]) if (here.has(name)) url.searchParams.set(name, here.get(name) ?? "")
+  return url.href
 }
 
 /** @param {import("./store.mjs").ReviewStore} store */
 export const summary = ({ counts }) =>
-  `${plural(counts.good, "image")} good, ${counts.needs_correction} to correct, ${counts.reject} rejected`
+  t("{good} good, {correct} to correct, {reject} rejected", { good: counts.good, correct: counts.needs_correction, reject: counts.reject })

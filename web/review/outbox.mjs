@@ -1,53 +1,62 @@
 /**
  * Verdicts on their way to the server. Each is written to localStorage before anything else happens and leaves it only when the server has
- * acknowledged it, so a reload, a closed tab or a server that is away loses nothing. Sent in order, in batches, retried for ever.
+ * acknowledged it, so a reload, a closed tab or a server that is away loses nothing. Sent in order, one step at a time, retried for ever.
  *
- * Every page load has its own entry; the entries of tabs that are gone are taken over. A verdict whose acknowledgement was lost is sent
- * again under the same id, and the server records it once.
+ * Every page load has its own entry; the entries of tabs that are gone are taken over. A step whose acknowledgement was lost is sent again
+ * under the same ids, and the server records it once.
  */
 
-const BATCH = 50
-const GATHER_MS = 40 // a burst of keystrokes becomes one request
+import { t } from "./lang.mjs"
+
+const MOST = 5_000 // verdicts the server takes at once
 const BACKOFF_MS = [500, 1_000, 2_000, 4_000, 8_000]
 
 /** Works in plain http too, where crypto.randomUUID does not. */
 const randomName = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("")
 
-/** @typedef {{key: string, id?: string} & import("./words.mjs").Verdict} LabelEvent */
+/** @typedef {{key: string, id: string, answers?: Record<string, boolean>} & import("./words.mjs").Verdict} LabelEvent */
+/**
+ * One request: verdicts given together, or taking such a step back, or giving it again. `way` is who decided in which pass.
+ * @typedef {{what: "labels"|"undo"|"redo", batch: string, way: import("./api.mjs").Way, events: LabelEvent[], count: number}} Parcel
+ */
 
 export class Outbox extends EventTarget {
   #entry
   #prefix
   #post
+  #way
   #failures = 0
   #timer = 0
   #sending = false
-  #limit = BATCH
-  /** How many verdicts of this tab the server has stored. */
+  /** How many parcels of this tab the server has dealt with. */
   acknowledged = 0
-  /** @type {LabelEvent[]} */
-  #events = []
+  /** @type {Parcel[]} */
+  #parcels = []
   /** Why nothing gets through, in words, while that is so. @type {string|null} */
   trouble = null
 
   /**
    * @param {string} name of the set of candidates
-   * @param {(events: LabelEvent[]) => Promise<{revision: string}>} post resolves once the server has stored them
+   * @param {(parcel: Parcel) => Promise<any>} post resolves with the server's answer once it has stored the parcel
+   * @param {() => import("./api.mjs").Way} way in which verdicts are given now
    */
-  constructor(name, post) {
+  constructor(name, post, way) {
     super()
     this.#post = post
+    this.#way = way
     this.#prefix = `flenwheel.outbox ${name} `
     this.#entry = this.#prefix + randomName()
   }
 
+  /** Verdicts not acknowledged yet. */
   get size() {
-    return this.#events.length
+    return this.#parcels.reduce((sum, { count }) => sum + count, 0)
   }
 
-  /** What is not acknowledged yet, oldest first. @returns {readonly LabelEvent[]} */
+  /** What is not acknowledged yet, oldest first, as verdicts laid over what the server says. @returns {LabelEvent[]} */
   get events() {
-    return this.#events
+    const { pass } = this.#way()
+    return this.#parcels.filter(({ way }) => way.pass === pass).flatMap(({ events }) => events)
   }
 
   /** Take over what tabs that are gone have left, and start sending. @returns {Promise<number>} how many verdicts were found */
@@ -62,7 +71,7 @@ export class Outbox extends EventTarget {
   }
 
   #adopt(entry) {
-    this.#events.push(...JSON.parse(localStorage.getItem(entry) ?? "[]"))
+    this.#parcels.push(...JSON.parse(localStorage.getItem(entry) ?? "[]"))
     this.#keep() // ours before theirs goes: a crash in between sends twice, never nothing
     localStorage.removeItem(entry)
     return true
@@ -78,11 +87,30 @@ export class Outbox extends EventTarget {
     })
   }
 
-  /** @param {LabelEvent} event */
-  add(event) {
-    this.#events.push({ id: randomName(), ...event })
+  /** One step: verdicts that undo takes back together. @param {Omit<LabelEvent, "id">[]} verdicts @returns {string} the name of the step */
+  add(verdicts) {
+    const batch = randomName()
+    for (let from = 0; from < verdicts.length; from += MOST) {
+      const events = verdicts.slice(from, from + MOST).map((verdict) => ({ id: randomName(), ...verdict }))
+      this.#put({ what: "labels", batch, way: this.#way(), events, count: events.length })
+    }
+    return batch
+  }
+
+  /**
+   * Take a step back, or give it again.
+   * @param {"undo"|"redo"} what @param {string} batch the name of the step @param {Omit<LabelEvent, "id">[]} verdicts as they are from then on
+   */
+  turn(what, batch, verdicts) {
+    const events = verdicts.map((verdict) => ({ id: "", ...verdict }))
+    this.#put({ what, batch, way: this.#way(), events, count: Math.max(1, events.length) })
+  }
+
+  /** @param {Parcel} parcel */
+  #put(parcel) {
+    this.#parcels.push(parcel)
     this.#keep()
-    if (!this.#timer) this.#schedule(GATHER_MS)
+    if (!this.#timer) this.#schedule(0)
   }
 
   /** Try again now, for example because the server is back. */
@@ -92,11 +120,11 @@ export class Outbox extends EventTarget {
 
   #keep() {
     try {
-      if (this.size) localStorage.setItem(this.#entry, JSON.stringify(this.#events))
+      if (this.#parcels.length) localStorage.setItem(this.#entry, JSON.stringify(this.#parcels))
       else localStorage.removeItem(this.#entry)
     } catch (error) {
       if (!(error instanceof DOMException)) throw error
-      this.trouble = "This browser keeps no data for the page. Leave the tab open until everything is saved."
+      this.trouble = t("This browser keeps no data for the page. Leave the tab open until everything is saved.")
     }
     this.dispatchEvent(new Event("change"))
   }
@@ -110,45 +138,44 @@ export class Outbox extends EventTarget {
   }
 
   async #send() {
-    if (this.#sending || !this.size) return
+    if (this.#sending || !this.#parcels.length) return
     this.#sending = true
-    const batch = this.#events.slice(0, this.#limit)
+    const [parcel] = this.#parcels
     try {
-      const { revision } = await this.#post(batch)
-      this.#acknowledge(batch.length)
-      this.dispatchEvent(new CustomEvent("saved", { detail: { revision, count: batch.length } }))
+      const answer = await this.#post(parcel)
+      this.#acknowledge()
+      this.dispatchEvent(new CustomEvent("saved", { detail: { answer, parcel } }))
     } catch (error) {
-      if (error.status === 400) this.#refused(batch, error.message)
+      if (error.status === 400 || error.status === 409) this.#refused(parcel, error.message)
       else this.#away(error)
     } finally {
       this.#sending = false
-      if (this.size && !this.#timer) this.#schedule(0)
+      if (this.#parcels.length && !this.#timer) this.#schedule(0)
     }
   }
 
-  #acknowledge(count) {
-    this.#events.splice(0, count)
-    this.acknowledged += count
+  #acknowledge() {
+    this.#parcels.shift()
+    this.acknowledged += 1
     this.#failures = 0
-    this.#limit = BATCH
     this.trouble = null
     this.#keep()
   }
 
   /** The server stores nothing of a request it refuses: one by one shows which verdict it was, and the others get through. */
-  #refused(batch, message) {
-    if (batch.length > 1) {
-      this.#limit = 1
+  #refused(parcel, message) {
+    if (parcel.what === "labels" && parcel.events.length > 1) {
+      this.#parcels.splice(0, 1, ...parcel.events.map((event) => ({ ...parcel, events: [event], count: 1 })))
       return
     }
-    this.#acknowledge(1)
-    this.dispatchEvent(new CustomEvent("refused", { detail: { event: batch[0], message } }))
+    this.#acknowledge()
+    this.dispatchEvent(new CustomEvent("refused", { detail: { parcel, message } }))
   }
 
   #away(error) {
     const wait = BACKOFF_MS[Math.min(this.#failures++, BACKOFF_MS.length - 1)]
-    const said = error.status ? error.message : "ComfyUI does not answer."
-    this.trouble = `${said} Your verdicts are kept in this browser and sent as soon as it is back. You can go on.`
+    const said = error.status ? error.message : t("ComfyUI does not answer.")
+    this.trouble = `${said} ${t("Your verdicts are kept in this browser and sent as soon as it is back. You can go on.")}`
     this.#schedule(wait)
     this.dispatchEvent(new Event("change"))
   }

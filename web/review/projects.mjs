@@ -2,7 +2,9 @@
 
 import { pageAddress, projects } from "./api.mjs"
 import { element, find } from "./dom.mjs"
-import { plural, stageWord } from "./words.mjs"
+import { keepEmbedded } from "./header.mjs"
+import { count, t } from "./lang.mjs"
+import { stageWord } from "./words.mjs"
 
 export async function showProjects() {
   document.body.dataset.page = "projects"
@@ -18,12 +20,12 @@ function projectCard({ folder, name, stages }) {
     bar.firstChild.style.width = `${total ? (100 * (total - undecided)) / total : 0}%`
     return element(
       "a",
-      { class: undecided ? "stage waiting" : "stage", href: pageAddress({ project: folder, stage, version }) },
+      { class: undecided ? "stage waiting" : "stage", href: keepEmbedded(pageAddress({ project: folder, stage, version })) },
       element("b", { text: `${stageWord(stage)} ${version}` }),
       bar,
-      element("span", { text: undecided ? `${plural(undecided, "image")} of ${total} to decide` : `${plural(total, "image")}, all decided` }),
+      element("span", { text: undecided ? t("{n} of {total} to decide", { n: undecided, total }) : count(total, "{n} image, decided", "{n} images, all decided") }),
     )
   })
-  if (!rows.length) rows.push(element("p", { class: "quiet", text: "No candidates yet." }))
+  if (!rows.length) rows.push(element("p", { class: "quiet", text: t("No candidates yet.") }))
   return element("li", { class: "project" }, element("h2", { text: name }), ...rows)
 }

@@ -1,32 +1,40 @@
 /**
- * The bar that asks why, after a verdict that something is wrong. It never stands in the way: the reviewer has already moved on, and may
- * ignore it. R turns the number keys into reasons until any other key is pressed.
+ * The bar that asks why, after a verdict that something is wrong. In the first pass it never stands in the way: the reviewer has already moved
+ * on, and may ignore it; R turns the number keys into reasons until any other key is pressed. In the strict pass it asks first: the verdict
+ * counts with its first reason.
  */
 
 import { imageAddress } from "./api.mjs"
 import { button, element, find, icon } from "./dom.mjs"
-import { wantsReasons, wordFor } from "./words.mjs"
+import { t } from "./lang.mjs"
+import { reasonWord, wantsReasons, wordFor } from "./words.mjs"
 
 export class ReasonBar {
   /** @type {string|null} key of the candidate it asks about */
   #about = null
   #choosing = false
   #justAsked = false // the verdict itself moves on once; moving again is an answer too
+  /** @type {{label: import("./words.mjs").Label, answers: Record<string, boolean>|undefined}|null} a verdict that waits for its reason */
+  #pending = null
 
-  /** @param {import("./store.mjs").ReviewStore} store @param {import("./api.mjs").CandidateSet} set */
-  constructor(store, set) {
-    Object.assign(this, { store, set, bar: find("#reason-bar") })
+  /**
+   * @param {import("./store.mjs").ReviewStore} store @param {import("./api.mjs").CandidateSet} set
+   * @param {{answered: () => void}} does told when a verdict that had to have a reason has got it
+   */
+  constructor(store, set, does) {
+    Object.assign(this, { store, set, does, bar: find("#reason-bar") })
     store.addEventListener("change", ({ detail }) => this.#follow(detail))
   }
 
   #follow({ what, key }) {
+    if (this.#pending && what === "current" && this.store.current !== this.#about) this.stop()
     if (what === "verdict" && key !== this.#about) {
       this.#ask(key)
       this.#justAsked = true
     } else if (what === "current") {
       if (!this.#justAsked) this.#ask(this.store.current)
       this.#justAsked = false
-      this.#choosing = false
+      this.#choosing = this.#choosing && this.#pending !== null
     }
     this.#draw()
   }
@@ -34,7 +42,15 @@ export class ReasonBar {
   /** Ask about a candidate if something is wrong with it. */
   #ask(key) {
     const candidate = this.store.get(key)
-    this.#about = candidate && wantsReasons(candidate) ? key : null
+    this.#about = candidate && (wantsReasons(candidate) || (this.#pending && key === this.#about)) ? key : null
+  }
+
+  /** A verdict that may not stand without a reason. */
+  require(key, label, answers) {
+    this.#about = key
+    this.#pending = { label, answers }
+    this.#choosing = true
+    this.#draw()
   }
 
   /** Start or end choosing. */
@@ -46,6 +62,7 @@ export class ReasonBar {
   }
 
   stop() {
+    this.#pending = null
     this.#choosing = false
     this.#draw()
   }
@@ -55,11 +72,27 @@ export class ReasonBar {
     if (!this.#choosing || !this.#about) return false
     const reason = this.store.reasons[Number(key) - 1]
     if (/^[1-9]$/.test(key)) {
-      if (reason) this.store.toggleReason(this.#about, reason)
+      if (reason) this.#choose(reason)
       return true
     }
-    if (key !== "r") this.stop() // any other key means that the reviewer is done with it
+    if (key === "r") return false
+    const answered = key === "Enter" && !this.#pending && this.strict
+    this.stop() // any other key means that the reviewer is done with it
+    if (answered) this.does.answered()
     return key === "Enter" || key === "Escape"
+  }
+
+  #choose(reason) {
+    const key = this.#about
+    if (!key) return
+    if (!this.#pending) return void this.store.toggleReason(key, reason)
+    const { label, answers } = this.#pending
+    this.#pending = null
+    this.strict = true
+    this.store.label(key, label, [reason], answers)
+    this.#about = key
+    this.#choosing = true
+    this.#draw()
   }
 
   #draw() {
@@ -70,24 +103,21 @@ export class ReasonBar {
     this.bar.classList.toggle("choosing", this.#choosing)
     this.bar.classList.toggle("of-current", this.#about === this.store.current)
     if (!candidate) return this.bar.replaceChildren()
+    const label = this.#pending?.label ?? candidate.label
     const chips = this.store.reasons.map((reason, index) =>
       button(
-        { class: "chip", "aria-pressed": String(candidate.reasons.includes(reason)), on: { click: () => this.store.toggleReason(candidate.key, reason) } },
+        { class: "chip", "aria-pressed": String(!this.#pending && candidate.reasons.includes(reason)), on: { click: () => this.#choose(reason) } },
         this.#choosing && index < 9 ? element("kbd", { text: String(index + 1) }) : null,
-        reason,
+        reasonWord(reason),
       ),
     )
-    const asked = candidate.label === "reject" ? "Why reject?" : "What needs correction?"
+    const hint = this.#pending ? t("needed: choose with 1–9") : this.strict && this.#choosing ? t("1–9 for more, Enter goes on") : this.#choosing ? t("1–9 choose, R when done") : t("optional")
     this.bar.replaceChildren(
-      element("img", { src: imageAddress(this.set, candidate.key, "thumb"), alt: "" }),
-      element(
-        "div",
-        { class: "question" },
-        element("b", {}, icon(candidate.label ?? "good"), asked),
-        element("span", { text: this.#choosing ? "1–9 choose, R when done" : "optional" }),
-      ),
-      element("div", { class: "chips", role: "group", "aria-label": `Reasons: ${wordFor(candidate.label)}` }, ...chips),
-      button({ class: "quiet", "aria-label": this.#choosing ? "Done" : "Choose with the keyboard", on: { click: () => this.toggle() } }, element("kbd", { text: "R" })),
+      element("img", { src: imageAddress(this.set, candidate.key, 256), alt: "" }),
+      element("div", { class: "question" }, element("b", {}, icon(label ?? "good"), label === "reject" ? t("Why reject?") : t("What needs correction?")), element("span", { text: hint })),
+      element("div", { class: "chips", role: "group", "aria-label": t("Reasons: {label}", { label: wordFor(label) }) }, ...chips),
+      button({ class: "quiet", "aria-label": this.#choosing ? t("Done") : t("Choose with the keyboard"), on: { click: () => this.toggle() } }, element("kbd", { text: "R" })),
     )
+    return undefined
   }
 }

@@ -1,189 +1,253 @@
 /** The review page: one set of candidates, or the list of projects. Puts the parts together; each of them is a file beside this one. */
 
-import { ServerError, listen, listing, postLabels, proceed } from "./api.mjs"
-import { find } from "./dom.mjs"
+import { ServerError, ask, exported, listen, listing, tell, unreachable } from "./api.mjs"
+import { decideTogether } from "./bulk.mjs"
+import { button, element, find, openDialog } from "./dom.mjs"
+import { FILTERS } from "./filters.mjs"
+import { Finder } from "./finder.mjs"
 import { Grid } from "./grid.mjs"
 import { Header, summary } from "./header.mjs"
-import { listenToKeys, writeHelp } from "./keys.mjs"
+import { commandsOf, listenToKeys, writeHelp } from "./keys.mjs"
+import { count, learn, mark, t, translate } from "./lang.mjs"
 import { Outbox } from "./outbox.mjs"
 import { showProjects } from "./projects.mjs"
 import { ReasonBar } from "./reason_bar.mjs"
+import { openRepair } from "./repair.mjs"
+import { Memory, Pace, goOnAfter, resumeLine, reviewer, setReviewer, writtenReviewer } from "./session.mjs"
 import { ReviewStore } from "./store.mjs"
+import { QUESTIONS, Questions, showCoverage } from "./strict.mjs"
+import { Sync } from "./sync.mjs"
 import { Viewer } from "./viewer.mjs"
-import { LABELS, plural } from "./words.mjs"
 
-const REVIEWER = "flenwheel.reviewer"
-const AWAY = "ComfyUI does not answer. This page goes on by itself as soon as it is back; verdicts that were not saved yet are kept."
+const AWAY = mark("ComfyUI does not answer. This page goes on by itself as soon as it is back; verdicts that were not saved yet are kept.")
 const RETRY_MS = 2_000
-const SETTLE_MS = 120 // several broadcasts in a row cause one look at the server
+const CLOSE = "flenwheel.close" // said to the page that holds this one
 
-const ANY = "any" // no revision the server has: look in any case
-
-const reviewer = () => localStorage.getItem(REVIEWER) || "reviewer"
-
-/** @param {import("./api.mjs").CandidateSet} set */
-async function review(set) {
+/** @param {import("./api.mjs").CandidateSet} set @param {import("./api.mjs").Way} way @param {string|null} wanted key of the candidate to begin with */
+async function review(set, way, wanted) {
   document.body.dataset.page = "review"
-  const outbox = new Outbox(`${set.project}/${set.stage}/${set.version}`, (events) => postLabels(set, reviewer(), events))
+  const name = `${set.project}/${set.stage}/${set.version}`
+  const outbox = new Outbox(name, (parcel) => post(set, parcel), () => way)
   const store = new ReviewStore(outbox)
-  const header = new Header(store, outbox, set)
-  const viewer = new Viewer(store, set, { label, closed: () => find("#grid").focus({ preventScroll: true }) })
+  const pace = new Pace()
+  const memory = new Memory(set, way)
+  const header = new Header(store, outbox, set, way, { pace, suggested: () => together(store.view, "suggested") })
+  const viewer = new Viewer(store, set, { label, repair, closed: () => find("#grid").focus({ preventScroll: true }) })
   const grid = new Grid(find("#grid"), store, set, { open: () => viewer.open(), label })
-  const reasons = new ReasonBar(store, set)
+  const finder = new Finder(store, set, (message) => header.complain(message))
+  const questions = way.pass === "strict" ? new Questions(store) : null
+  const reasons = new ReasonBar(store, set, { answered: () => store.goTo(store.nextUndecided()) })
+  const sync = new Sync(store, outbox, { ask: (since) => listing(set, way, since), complain: (message) => header.complain(message), saved: () => viewer.forgetHistory() })
 
+  /** @param {import("./words.mjs").Label|null} verdict */
   function label(verdict) {
     reasons.stop()
     viewer.saveNote()
-    const { current } = store
-    if (!current) return
-    const last = store.counts.undecided === 1 && !store.get(current)?.label
-    store.label(current, verdict)
+    if (store.selected.size > 1) return together(store.selection, verdict)
+    const candidate = store.get(store.current)
+    if (!candidate) return
+    const answered = verdict && questions?.with(verdict)
+    if (answered && answered.objection) return header.say(answered.objection)
+    if (answered && verdict !== "good" && ![...answered.reasons, ...candidate.reasons].length) return reasons.require(candidate.key, verdict, answered.answers)
+    const last = store.counts.undecided === 1 && !candidate.label
+    pace.tick(performance.now())
+    store.label(candidate.key, verdict, answered ? answered.reasons : [], answered ? answered.answers : undefined)
     if (verdict) store.goTo(store.nextUndecided())
-    if (verdict && last) header.say(`All decided: ${summary(store)}.`)
+    if (verdict && last) header.say(t("All decided: {summary}.", { summary: summary(store) }))
   }
 
-  let known = "" // the revision on the screen
-  let heard = "" // the newest one a broadcast or an answer has named since the last look
-  let settling = 0
-
-  async function refresh() {
-    let saved
-    do {
-      saved = outbox.acknowledged
-      heard = ""
-      const answer = await listing(set)
-      if (saved !== outbox.acknowledged) continue // asked before, answered after a verdict was stored: ask again
-      known = answer.revision
-      store.load(answer)
-    } while (saved !== outbox.acknowledged)
-    if (heard) look(heard)
+  function together(candidates, verdict) {
+    decideTogether(store, set, candidates, verdict, (number) => {
+      store.select(false)
+      header.say(count(number, "{n} image changed. U takes it back.", "{n} images changed. U takes them back."))
+      find("#grid").focus({ preventScroll: true })
+    })
   }
 
-  /** Look at the server, unless what it has is on the screen by then. @param {string} revision */
-  function look(revision) {
-    heard = revision
-    clearTimeout(settling)
-    settling = setTimeout(() => heard !== known && refresh().catch(complain), SETTLE_MS)
+  function repair() {
+    const candidate = store.get(store.current)
+    if (candidate) openRepair(store, set, candidate, { reviewer: way.reviewer, say: (message) => header.say(message), changed: () => sync.look() })
   }
 
-  function complain(error) {
-    if (!(error instanceof ServerError)) return // not reachable: the bar says so as soon as a verdict waits, and the socket tries again
-    header.complain(error.message)
+  async function proceed() {
+    const { undecided } = store.counts
+    if (undecided && !(await agreed(count(undecided, "{n} image is undecided. Continue anyway?", "{n} images are undecided. Continue anyway?")))) return
+    try {
+      await tell(set, "continue", {})
+      header.say(t("Queued. The graph goes on from here."))
+    } catch (error) {
+      header.complain(error instanceof ServerError ? error.message : t("ComfyUI does not answer. Start it, then press Continue again."))
+    }
   }
 
-  outbox.addEventListener("saved", ({ detail }) => {
-    // revisions count verdicts: a step as long as ours means that nobody else was at work in between
-    if (Number(detail.revision) - Number(known) === detail.count) known = detail.revision
-    look(detail.revision)
-    viewer.forgetHistory()
-  })
-  outbox.addEventListener("adopted", () => look(ANY))
-  outbox.addEventListener("refused", ({ detail }) => {
-    header.complain(`A verdict was not accepted: ${detail.message}`)
-    look(ANY)
-  })
+  function exporting() {
+    exportDialog(store, set, (message) => header.complain(message))
+  }
+
+  const does = {
+    label,
+    repair,
+    proceed: () => !find("#continue").disabled && void proceed(),
+    exporting,
+    resize: (by) => grid.resize(by),
+    coverage: () => void showCoverage(set, way.reviewer, (message) => header.complain(message)),
+    nextFilter: () => {
+      const shown = FILTERS.filter(({ always }) => always)
+      store.choose({ filter: shown[(shown.findIndex(({ name: known }) => known === store.filter) + 1) % shown.length].name })
+    },
+    note: () => {
+      viewer.open()
+      find("#note").focus()
+    },
+    back: () => {
+      if (find("#help").open) find("#help").close()
+      else if (finder.isOpen) finder.toggle(false)
+      else if (viewer.isOpen) viewer.close()
+      else if (store.selected.size) store.select(false)
+      else if (parent !== window) parent.postMessage(CLOSE, location.origin)
+    },
+  }
+
+  for (const [id, action] of Object.entries({ continue: proceed, undo: () => store.undo(), redo: () => store.redo(), export: exporting, coverage: does.coverage })) {
+    find(`#${id}`).addEventListener("click", action)
+  }
+  document.addEventListener("mousedown", (event) => /** @type {HTMLElement} */ (event.target).closest("button") && event.preventDefault()) // the keys stay with the images
   addEventListener("online", () => outbox.retry())
+  addEventListener("message", ({ source, data }) => source === parent && data?.flenwheel === "go" && store.goTo(data.key))
   addEventListener("beforeunload", (event) => {
     viewer.saveNote()
     if (outbox.size) event.preventDefault()
   })
-
-  find("#continue").addEventListener("click", async () => {
-    try {
-      await proceed(set)
-      header.say("Queued. The graph goes on from here.")
-    } catch (error) {
-      header.complain(error instanceof ServerError ? error.message : "ComfyUI does not answer. Start it, then press Continue again.")
-    }
-  })
-  find("#undo").addEventListener("click", () => store.undo())
-  document.addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault()) // the keys stay with the images
   prepareHelp()
-  const commands = commandsOf({ store, viewer, grid, reasons, label })
+  const commands = commandsOf({ store, viewer, grid, reasons, finder, questions: questions && { keys: QUESTIONS, toggle: (asked) => questions.toggle(asked) }, help: find("#help"), does })
   writeHelp(commands)
   listenToKeys(commands, (key) => reasons.takes(key))
 
   const found = await outbox.open()
-  await untilAnswered(refresh, header)
-  if (found) header.say(`${plural(found, "verdict")} from an earlier visit ${found === 1 ? "is" : "are"} being saved.`)
-  if (!store.counts.undecided && store.counts.total) store.choose({ filter: "all" })
-  find("#grid").focus({ preventScroll: true })
+  await untilAnswered(() => sync.refresh(), header)
+  if (found) header.say(count(found, "{n} verdict from an earlier visit is being saved.", "{n} verdicts from an earlier visit are being saved."))
+  settleIn({ store, grid, viewer, header, memory, wanted })
+  const keep = () => memory.keep(store, { size: grid.size, viewer: viewer.isOpen })
+  store.addEventListener("change", keep)
+  addEventListener("pagehide", keep)
   let connections = 0
   listen(set, {
-    changed: look,
+    changed: (revision) => sync.look(revision),
     connected: () => {
       outbox.retry()
-      if (connections++) look(ANY) // broadcasts were missed
+      if (connections++) sync.look() // broadcasts were missed
     },
     lost: () => {},
   })
 }
 
+/** Begin where the reviewer stopped: in this tab exactly, else at the first undecided image after the last one seen. */
+function settleIn({ store, grid, viewer, header, memory, wanted }) {
+  const kept = memory.kept
+  const { session } = store.state ?? {}
+  if (kept) {
+    grid.size = kept.size
+    store.choose(kept.shown, wanted ?? kept.current)
+    if (kept.viewer) viewer.open()
+  } else if (!store.counts.undecided && store.counts.total) store.choose({ filter: "all" })
+  if (wanted) store.goTo(wanted)
+  else if (!kept) {
+    const line = resumeLine(store)
+    if (line) header.say(line)
+    store.goTo(goOnAfter(store, session?.key))
+  }
+  find(viewer.isOpen ? "#stage" : "#grid").focus({ preventScroll: true })
+}
+
+/** @param {import("./api.mjs").CandidateSet} set @param {import("./outbox.mjs").Parcel} parcel */
+function post(set, { what, batch, way, events }) {
+  const { reviewer: name, pass } = way
+  return tell(set, what, what === "labels" ? { reviewer: name, pass, batch, events } : { reviewer: name, pass, batch })
+}
+
 /** Ask again while the server is away, as it is after a restart. */
-async function untilAnswered(ask, header) {
+async function untilAnswered(asking, header) {
   for (;;) {
     try {
-      await ask()
+      await asking()
       return header.complain("")
     } catch (error) {
       if (error instanceof ServerError && error.status < 500) throw error
-      if (!(error instanceof ServerError || error instanceof TypeError || error instanceof DOMException)) throw error
-      header.complain(error instanceof ServerError ? error.message : AWAY)
+      if (!(error instanceof ServerError) && !unreachable(error)) throw error
+      header.complain(error instanceof ServerError ? error.message : t(AWAY))
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS))
     }
   }
 }
 
-/** @returns {import("./keys.mjs").Command[]} */
-function commandsOf({ store, viewer, grid, reasons, label }) {
-  const rows = () => (viewer.isOpen ? 1 : grid.columns)
-  const help = find("#help")
-  return [
-    ...LABELS.map(({ label: verdict, word, key, letter }) => ({
-      keys: [key, letter],
-      shown: `${key} ${letter.toUpperCase()}`,
-      word: `${word}, then the next undecided`,
-      does: () => label(verdict),
-    })),
-    { keys: ["0"], shown: "0", word: "Withdraw the verdict", does: () => label(null) },
-    { keys: ["u", "Mod+z"], shown: "U Ctrl+Z", word: "Undo, step by step", does: () => store.undo() },
-    { keys: ["r"], shown: "R", word: "Reasons: then 1–9", does: () => reasons.toggle() },
-    {
-      keys: ["n"],
-      shown: "N",
-      word: "Write a note; Esc when done",
-      does: () => {
-        viewer.open()
-        find("#note").focus()
-      },
-    },
-    { keys: ["ArrowLeft"], shown: "← → ↑ ↓", word: "Move; never a verdict", does: () => store.move(-1) },
-    { keys: ["ArrowRight"], word: "", does: () => store.move(1) },
-    { keys: ["ArrowUp"], word: "", does: () => store.move(-rows()) },
-    { keys: ["ArrowDown"], word: "", does: () => store.move(rows()) },
-    { keys: ["PageUp"], word: "", does: () => store.move(-rows() * grid.page) },
-    { keys: ["PageDown"], word: "", does: () => store.move(rows() * grid.page) },
-    { keys: ["Home"], word: "", does: () => store.move(-Infinity) },
-    { keys: ["End"], word: "", does: () => store.move(Infinity) },
-    { keys: [" ", "Enter"], shown: "Space Enter", word: "Large view, with the source", does: () => (viewer.isOpen ? viewer.close() : viewer.open()) },
-    { keys: ["Escape"], shown: "Esc", word: "Back", does: () => (help.open ? help.close() : viewer.isOpen && viewer.close()) },
-    { keys: ["?"], shown: "?", word: "This help", does: () => (help.open ? help.close() : help.showModal()) },
-  ]
+/** @param {string} question @returns {Promise<boolean>} */
+function agreed(question) {
+  return new Promise((resolve) => {
+    const yes = button({ class: "primary", autofocus: true, on: { click: () => (resolve(true), dialog.close()) } }, t("Continue"), element("kbd", { text: "Enter" }))
+    const no = button({ class: "quiet", on: { click: () => dialog.close() } }, t("Cancel"), element("kbd", { text: "Esc" }))
+    const dialog = openDialog(question, element("div", { class: "dialog-end" }, no, yes))
+    dialog.addEventListener("close", () => resolve(false))
+    yes.focus()
+  })
+}
+
+/** What is shown now, as a file for people. */
+function exportDialog(store, set, complain) {
+  const title = element("input", { value: `${store.project.name} – ${t(FILTERS.find(({ name }) => name === store.filter)?.word ?? "")}`, maxlength: 120, "aria-label": t("Title") })
+  const make = async (format, ending) => {
+    try {
+      const file = await exported(set, { keys: store.view.map(({ key }) => key), format, title: title.value })
+      const link = element("a", { href: URL.createObjectURL(file), download: `${title.value.replace(/[^\p{L}\p{N}]+/gu, "_")}.${ending}` })
+      link.click()
+      setTimeout(() => URL.revokeObjectURL(link.href), 10_000)
+      dialog.close()
+    } catch (error) {
+      if (!(error instanceof ServerError) && !unreachable(error)) throw error
+      dialog.close()
+      complain(error instanceof ServerError ? error.message : t("ComfyUI does not answer."))
+    }
+  }
+  const dialog = openDialog(
+    count(store.view.length, "Export {n} image", "Export {n} images"),
+    element("label", {}, element("span", { text: t("Title") }), title),
+    element("p", { class: "quiet", text: t("What the filter shows now. The file holds its pictures and needs no connection.") }),
+    element("div", { class: "dialog-end" }, button({ class: "quiet", text: t("Contact sheet (PNG)"), on: { click: () => make("png", "png") } }), button({ class: "primary", text: t("Report (HTML)"), autofocus: true, on: { click: () => make("html", "html") } })),
+  )
 }
 
 function prepareHelp() {
   const name = find("#reviewer")
-  name.value = localStorage.getItem(REVIEWER) ?? ""
-  name.addEventListener("change", () => localStorage.setItem(REVIEWER, name.value.trim()))
+  name.value = writtenReviewer()
+  name.addEventListener("change", () => {
+    setReviewer(name.value)
+    location.reload() // undo, session and history belong to a name
+  })
   for (const opener of document.querySelectorAll(".help-open")) opener.addEventListener("click", () => find("#help").showModal())
   find("#help-close").addEventListener("click", () => find("#help").close())
 }
 
-const { project, stage, version } = Object.fromEntries(new URLSearchParams(location.search))
-const page = project && stage && version ? review({ project, stage, version }) : showProjects()
-page.catch((error) => {
+/** Inside ComfyUI the graph is behind the page; a tab of its own is what it can lead to. */
+function leadOut() {
+  const own = new URL(location.href)
+  for (const name of ["embedded", "theme", "key"]) own.searchParams.delete(name)
+  Object.assign(find("#to-graph"), { href: own.href, target: "_blank", textContent: t("Own tab") })
+}
+
+async function begin() {
+  const asked = new URLSearchParams(location.search)
+  document.documentElement.dataset.theme = asked.get("theme") ?? ""
+  await learn(ask)
+  translate(document)
+  if (asked.has("embedded")) leadOut()
+  const { project, stage, version } = Object.fromEntries(asked)
+  if (!(project && stage && version)) return showProjects()
+  const pass = /** @type {import("./api.mjs").Pass} */ (asked.get("pass") || "first")
+  return review({ project, stage, version }, { reviewer: reviewer(), pass, blind: asked.get("blind") === "1" }, asked.get("key"))
+}
+
+begin().catch((error) => {
   find("#trouble").hidden = false
   find("#trouble-close").hidden = true
-  find("#trouble-text").textContent = error instanceof ServerError ? error.message : error instanceof TypeError ? AWAY : `This page has a fault: ${error.message}`
+  find("#trouble-text").textContent = error instanceof ServerError ? error.message : unreachable(error) ? t(AWAY) : t("This page has a fault: {message}", { message: error.message })
   if (!(error instanceof ServerError)) throw error
 })

@@ -1,10 +1,16 @@
 /** One candidate, large, with its source beside it and everything known about it. */
 
-import { ServerError, history, imageAddress, sourceAddress } from "./api.mjs"
+import { ServerError, history, imageAddress, pageAddress, sourceAddress, unreachable } from "./api.mjs"
 import { button, element, find, icon } from "./dom.mjs"
-import { LABELS, similarityWords, wantsReasons, wordFor } from "./words.mjs"
+import { Evidence } from "./evidence.mjs"
+import { ORIGINS } from "./filters.mjs"
+import { language, t } from "./lang.mjs"
+import { Look } from "./look.mjs"
+import { repairLine } from "./repair.mjs"
+import { listenToSwipes } from "./swipe.mjs"
+import { LABELS, reasonWord, wantsReasons, wordFor } from "./words.mjs"
 
-const AHEAD = 2 // candidates whose pictures are fetched in advance
+const AHEAD = 3 // candidates whose pictures are fetched in advance
 
 export class Viewer {
   #asked = "" // key whose history is shown or on its way
@@ -15,26 +21,32 @@ export class Viewer {
 
   /**
    * @param {import("./store.mjs").ReviewStore} store @param {import("./api.mjs").CandidateSet} set
-   * @param {{label: (label: import("./words.mjs").Label|null) => void, closed: () => void}} does
+   * @param {{label: (label: import("./words.mjs").Label|null) => void, repair: () => void, closed: () => void}} does
    */
   constructor(store, set, does) {
     Object.assign(this, { store, set, does })
     this.room = find("#viewer")
     this.note = find("#note")
+    this.look = new Look()
+    this.evidence = new Evidence(store, set, { faces: (faces) => this.look.align(faces) })
     this.note.addEventListener("change", () => store.note(this.#shown, this.note.value))
     find("#viewer-close").addEventListener("click", () => this.close())
     find("#viewer-previous").addEventListener("click", () => store.move(-1))
     find("#viewer-next").addEventListener("click", () => store.move(1))
+    find("#viewer-zoom").addEventListener("click", () => this.look.toggleZoom())
+    find("#viewer-split").addEventListener("click", () => this.look.toggleSplit())
+    find("#viewer-repair").addEventListener("click", () => does.repair())
     find("#verdicts").append(
       ...LABELS.map(({ label, word, key, icon: symbol }) =>
         button(
           { class: `verdict ${label}`, dataset: { label }, "aria-keyshortcuts": key, on: { click: () => does.label(label) } },
           icon(symbol),
-          element("span", { text: word }),
+          element("span", { text: t(word) }),
           element("kbd", { text: key }),
         ),
       ),
     )
+    listenToSwipes(find("#stage"), () => !this.look.zoomed && !this.look.split, (label) => does.label(label))
     store.addEventListener("change", () => this.draw())
   }
 
@@ -51,6 +63,7 @@ export class Viewer {
 
   close() {
     this.saveNote()
+    this.look.hold(false)
     this.#swap(false)
     this.does.closed()
   }
@@ -59,7 +72,7 @@ export class Viewer {
   #swap(open) {
     this.room.hidden = !open
     document.body.toggleAttribute("data-viewer", open)
-    for (const other of this.room.parentElement.children) other.inert = open && other !== this.room
+    for (const other of this.room.parentElement.children) other.inert = open && other !== this.room && other.tagName !== "FOOTER" // the next undo stays in reach
   }
 
   /** A note being typed is kept before anything else happens. */
@@ -72,13 +85,17 @@ export class Viewer {
     if (!this.isOpen || !candidate) return
     if (this.#shown !== candidate.key) this.#turnTo(candidate)
     const { counts } = this.store
-    find("#viewer-decided").textContent = `${counts.total - counts.undecided} of ${counts.total} decided`
-    find("#viewer-place").textContent = `${this.store.position + 1} of ${this.store.view.length}`
+    find("#viewer-decided").textContent = t("{decided} of {total} decided", { decided: counts.total - counts.undecided, total: counts.total })
+    find("#viewer-place").textContent = t("{place} of {total}", { place: this.store.position + 1, total: this.store.view.length })
     for (const verdict of this.room.querySelectorAll(".verdict")) verdict.setAttribute("aria-pressed", String(verdict.dataset.label === candidate.label))
     this.room.dataset.label = candidate.label ?? "undecided"
     find("#viewer-label").textContent = wordFor(candidate.label)
+    const { suggestion, disagreement } = candidate
+    find("#suggestion").hidden = !(suggestion && !candidate.label) && !disagreement
+    find("#suggestion").textContent = disagreement ? t("You and the score disagree: {what}.", { what: disagreement }) : suggestion ? t("Suggested by the machine: {label}. {why}", { label: wordFor(suggestion.label), why: suggestion.why }) : ""
     if (document.activeElement !== this.note) this.note.value = candidate.note
     this.#reasons(candidate)
+    this.#repairs(candidate)
     void this.#history(candidate)
   }
 
@@ -86,51 +103,53 @@ export class Viewer {
     this.saveNote()
     this.#shown = candidate.key
     this.note.value = candidate.note
-    const { source, prompt, seed, editor, width, height, sample, name, distance } = candidate
-    const thumb = imageAddress(this.set, candidate.key, "thumb")
-    hang("#picture", imageAddress(this.set, candidate.key, "full"), { alt: `Candidate: ${prompt || name}`, thumb })
-    find("#source-figure").hidden = !source
-    if (source && this.#source !== source.key) hang("#source", sourceAddress(this.set, source.key), { alt: `Source: ${source.name}` })
-    this.#source = source?.key
-    find("#source-name").textContent = source?.name ?? ""
-    find("#viewer-name").textContent = name
-    find("#viewer-prompt").textContent = prompt || "No prompt was recorded."
-    const words = similarityWords(candidate)
-    find("#viewer-similarity").className = `similarity large ${words.band}`
-    find("#viewer-similarity").replaceChildren(element("b", { text: words.figure }), words.word)
-    find("#facts").replaceChildren(
-      ...[
-        ["Face distance", distance === null ? null : distance.toFixed(3)],
-        ["Seed", seed === null ? null : String(seed)],
-        ["Editor", editor],
-        ["Size", `${width} × ${height} px`],
-        ["Manual sample", sample ? "yes" : null],
-      ].flatMap(([term, value]) => (value ? [element("dt", { text: term }), element("dd", { text: value })] : [])),
-    )
+    const { prompt, name } = candidate
+    const placed = () => this.look.place()
+    hang("#picture", imageAddress(this.set, candidate.key, "full"), { alt: t("Candidate: {prompt}", { prompt: prompt || name || "" }), thumb: imageAddress(this.set, candidate.key, 256), placed })
+    const other = this.#counterpart(candidate)
+    find("#source-figure").hidden = !other
+    if (other && this.#source !== other.key) hang("#source", other.address, { alt: t("Source: {name}", { name: other.name }), placed })
+    this.#source = other?.key
+    find("#source-word").textContent = candidate.corrects ? t("Before") : t("Source")
+    find("#source-name").textContent = other?.name ?? ""
+    find("#viewer-name").textContent = name ?? ""
+    this.evidence.show(candidate)
     this.#fetchAhead()
+  }
+
+  /** What a candidate is held against: the image it corrects, else the photograph it was made from. */
+  #counterpart({ corrects, source }) {
+    if (corrects) return { ...corrects, address: imageAddress({ ...this.set, stage: corrects.stage }, corrects.key, "full") }
+    return source && { ...source, address: sourceAddress(this.set, source.key) }
   }
 
   #reasons(candidate) {
     const enabled = wantsReasons(candidate)
-    find("#reasons-hint").textContent = enabled ? "optional" : "after Needs correction or Reject"
+    find("#reasons-hint").textContent = enabled ? "" : t("after Needs correction or Reject")
     find("#reasons").replaceChildren(
       ...this.store.reasons.map((reason) =>
-        button(
-          {
-            class: "chip",
-            disabled: !enabled,
-            "aria-pressed": String(candidate.reasons.includes(reason)),
-            text: reason,
-            on: { click: () => this.store.toggleReason(candidate.key, reason) },
-          },
-        ),
+        button({
+          class: "chip",
+          disabled: !enabled,
+          "aria-pressed": String(candidate.reasons.includes(reason)),
+          text: reasonWord(reason),
+          on: { click: () => this.store.toggleReason(candidate.key, reason) },
+        }),
       ),
     )
   }
 
+  #repairs(candidate) {
+    find("#repairs").textContent = repairLine(candidate)
+    const back = (candidate.corrections ?? []).map(({ stage, key, name, label }) =>
+      element("a", { class: "sibling", dataset: { label: label ?? "undecided" }, href: pageAddress({ ...this.set, stage }), title: name }, element("img", { src: imageAddress({ ...this.set, stage }, key, 256), alt: name })),
+    )
+    find("#corrections").replaceChildren(...back)
+  }
+
   /** What was decided before. Asked for when a candidate comes up, not after each key. */
   async #history(candidate) {
-    if (this.#asked === candidate.key) return
+    if (this.#asked === candidate.key || this.store.state?.blind) return
     this.#asked = candidate.key
     const list = find("#history")
     list.replaceChildren()
@@ -138,10 +157,10 @@ export class Viewer {
       const events = await history(this.set, candidate.key)
       if (this.#asked !== candidate.key) return
       list.replaceChildren(...events.map(entry).reverse())
-      if (!events.length) list.append(element("li", { class: "quiet", text: "No verdict yet." }))
+      if (!events.length) list.append(element("li", { class: "quiet", text: t("No verdict yet.") }))
     } catch (error) {
-      if (!(error instanceof ServerError || error instanceof TypeError || error instanceof DOMException)) throw error
-      if (this.#asked === candidate.key) list.replaceChildren(element("li", { class: "quiet", text: "The history cannot be read just now." }))
+      if (!(error instanceof ServerError) && !unreachable(error)) throw error
+      if (this.#asked === candidate.key) list.replaceChildren(element("li", { class: "quiet", text: t("The history cannot be read just now.") }))
     }
   }
 
@@ -162,25 +181,29 @@ export class Viewer {
 }
 
 /** Put a new picture into its place. A new element, because an old one shows the old picture until the new one has arrived. */
-function hang(place, address, { alt, thumb = "" }) {
-  const image = element("img", { id: place.slice(1), src: address, alt })
+function hang(place, address, { alt, thumb = "", placed }) {
+  const image = element("img", { id: place.slice(1), src: address, alt, draggable: "false" })
   if (thumb) image.style.backgroundImage = `url("${thumb}")`
   const figure = find(place).closest("figure")
   figure.classList.remove("broken")
-  image.addEventListener("load", () => image.style.removeProperty("background-image"))
+  image.addEventListener("load", () => {
+    image.style.removeProperty("background-image")
+    placed()
+  })
   image.addEventListener("error", () => figure.classList.add("broken"))
   find(place).replaceWith(image)
 }
 
-function entry({ label, reasons, note, at, reviewer, origin }) {
+function entry({ label, reasons, note, at, reviewer, origin, pass, undone }) {
   const when = new Date(at)
-  const who = origin === "person" ? reviewer : `${reviewer} (${origin})`
-  const word = label ? wordFor(label) : "Withdrawn"
+  const who = origin === "person" ? reviewer : `${reviewer} (${t(ORIGINS[origin] ?? origin)})`
+  const during = pass && pass !== "first" ? `, ${pass}` : ""
   return element(
     "li",
-    {},
-    element("b", { text: [word, ...reasons].join(" · ") }),
-    element("time", { datetime: at, text: ` ${who}, ${Number.isNaN(when.valueOf()) ? at : when.toLocaleString()}` }),
+    { class: undone ? "undone" : "" },
+    element("b", { text: [label ? wordFor(label) : t("Withdrawn"), ...reasons.map(reasonWord)].join(" · ") }),
+    element("time", { datetime: at, text: ` ${who}${during}, ${Number.isNaN(when.valueOf()) ? at : when.toLocaleString(language())}` }),
+    undone && element("span", { class: "tag", text: t("undone") }),
     note && element("q", { text: note }),
   )
 }

@@ -1,0 +1,184 @@
+"""The review page with 100, 1,000 and 5,000 images: first pictures, scrolling, memory, from key to saved.
+
+    python benchmarks/gallery.py [counts, e.g. 100 1000]
+
+Needs FLEN_COMFYUI, FLEN_CHROMIUM and playwright. The real ComfyUI serves; headless Chromium draws without a graphics card. The peer, in the same
+run, is the naive grid of most node packs: every image in the page, loaded lazily, a verdict that waits for the server. Each page is opened twice;
+the first time the thumbnails do not exist yet. Prints a table and writes results/gallery.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import conftest  # noqa: E402, F401 - gives the pack its name
+from comfyui_flenwheel.nodes.launch import Server  # noqa: E402
+from web.pages import Reviewed, await_review  # noqa: E402
+
+COUNTS = (100, 1_000, 5_000)
+FRAMES, STEP_PX, VERDICTS = 120, 180, 100
+
+NAIVE = """async (listing) => {
+  const { items } = await (await fetch(listing)).json()
+  document.body.innerHTML = '<div id="grid" style="height:100vh;overflow:auto"><div class="all" style="display:grid;grid-template-columns:repeat(auto-fill,minmax(164px,1fr));gap:14px"></div></div>'
+  const all = document.querySelector(".all")
+  for (const item of items) {
+    const card = document.createElement("div")
+    card.className = "card"
+    const image = Object.assign(document.createElement("img"), { loading: "lazy", src: listing.replace("/review/", "/image/").split("?")[0] + "/" + item.key + "?size=256" })
+    image.style.cssText = "width:100%;aspect-ratio:4/5;object-fit:contain"
+    const badge = document.createElement("b")
+    const prompt = Object.assign(document.createElement("p"), { textContent: item.prompt })
+    const buttons = ["good", "needs_correction", "reject"].map((label) => Object.assign(document.createElement("button"), { textContent: label }))
+    card.append(image, badge, prompt, ...buttons)
+    all.append(card)
+  }
+  window.items = items
+}"""
+SEEN = """async () => {
+  const there = () => [...document.querySelectorAll(".card img")].slice(0, 12)
+  while (there().length < 12 || !there().every((image) => image.complete && image.naturalWidth)) await new Promise(requestAnimationFrame)
+  return performance.now()
+}"""
+SCROLL = """async ([frames, step]) => {
+  const grid = document.querySelector("#grid")
+  const times = []
+  let last = performance.now()
+  for (let frame = 0; frame < frames; frame += 1) {
+    grid.scrollTop += step
+    await new Promise(requestAnimationFrame)
+    times.push(performance.now() - last)
+    last = performance.now()
+  }
+  grid.scrollTop = 0
+  return times.sort((a, b) => a - b)
+}"""
+# from the key to the mark on the card, and to the server's acknowledgement
+LABEL = """async (verdicts) => {
+  const grid = document.querySelector("#grid")
+  const saving = document.querySelector("header .saving")
+  grid.focus()
+  const times = []
+  for (let number = 0; number < verdicts; number += 1) {
+    const started = performance.now()
+    grid.dispatchEvent(new KeyboardEvent("keydown", { key: "1", bubbles: true, cancelable: true }))
+    const seen = performance.now() - started
+    while (saving.dataset.state !== "saved") await new Promise((done) => setTimeout(done))
+    times.push([seen, performance.now() - started])
+  }
+  return times
+}"""
+NAIVE_LABEL = """async ([listing, verdicts]) => {
+  const times = []
+  for (let number = 0; number < verdicts; number += 1) {
+    const started = performance.now()
+    const events = [{ key: window.items[number].key, label: "reject", reasons: [], note: "" }]
+    await fetch(listing.split("?")[0] + "/labels", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ reviewer: "naive", events }) })
+    document.querySelectorAll(".card b")[number].textContent = "reject"
+    times.push([performance.now() - started, performance.now() - started])
+  }
+  return times
+}"""
+
+
+def main() -> None:
+    counts = [int(word) for word in sys.argv[1:]] or COUNTS
+    rows: list[list[str]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server(Path(os.environ["FLEN_COMFYUI"]), Path(sys.executable), Path(folder)) as server,
+        sync_playwright() as driver,
+    ):
+        browser = driver.chromium.launch(executable_path=os.environ.get("FLEN_CHROMIUM"), args=["--no-sandbox", "--disable-gpu"])
+        for count in counts:
+            reviewed = await_review(server, f"bench {count}", count)
+            rows.append([f"{count:,}", "naive grid", *measured(browser, reviewed, naive=True)])
+            rows.append([f"{count:,}", "review page", *measured(browser, reviewed, naive=False)])
+            print(*rows[-2:], sep="\n", flush=True)
+        browser.close()
+    write(rows)
+
+
+def measured(browser: Browser, reviewed: Reviewed, *, naive: bool) -> list[str]:
+    """The figures of one page, as cells of the table."""
+    where = reviewed.address.partition("?")[0] + f"/{reviewed.project.folder_name}/enriched/v1"
+    cold = opened(browser, reviewed, where, naive=naive)[1]
+    page, warm = opened(browser, reviewed, where, naive=naive)
+    tools = page.context.new_cdp_session(page)
+    tools.send("Performance.enable")
+    before = metrics(tools)
+    frames = page.evaluate(SCROLL, [FRAMES, STEP_PX])
+    after = metrics(tools)
+    script = 1_000 * (after["ScriptDuration"] - before["ScriptDuration"]) / FRAMES
+    layout = 1_000 * sum(after[name] - before[name] for name in ("LayoutDuration", "RecalcStyleDuration")) / FRAMES
+    page.wait_for_timeout(500)
+    memory = renderer_mb()
+    verdicts = min(VERDICTS, len(reviewed.keys) // 2)
+    times = page.evaluate(NAIVE_LABEL, [where, verdicts]) if naive else page.evaluate(LABEL, verdicts)
+    seen, saved = (sorted(time[part] for time in times) for part in (0, 1))
+    page.context.close()
+    return [
+        f"{cold / 1_000:.2f} / {warm / 1_000:.2f}",
+        f"{script:.2f}",
+        f"{layout:.2f}",
+        f"{quantile(frames, 0.5):.0f} / {quantile(frames, 0.95):.0f}",
+        f"{int(after['Nodes']):,}",
+        f"{memory:.0f}",
+        f"{quantile(seen, 0.5):.1f} / {quantile(seen, 0.99):.1f}",
+        f"{quantile(saved, 0.5):.0f} / {quantile(saved, 0.99):.0f}",
+    ]
+
+
+def opened(browser: Browser, reviewed: Reviewed, where: str, *, naive: bool) -> tuple[Page, float]:
+    """A page in a browser context of its own, and the milliseconds until twelve pictures were there."""
+    for context in browser.contexts:
+        context.close()
+    page = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce").new_page()
+    page.goto(reviewed.address.partition("?")[0] if naive else reviewed.address, wait_until="commit")
+    if naive:
+        page.evaluate(NAIVE, where)
+    return page, page.evaluate(SEEN)
+
+
+def metrics(tools: CDPSession) -> dict[str, Any]:
+    return {metric["name"]: metric["value"] for metric in tools.send("Performance.getMetrics")["metrics"]}
+
+
+def renderer_mb() -> float:
+    """Resident memory of the busiest renderer of this run."""
+    children = psutil.Process().children(recursive=True)
+    return max(child.memory_info().rss for child in children if "--type=renderer" in child.cmdline()) / 2**20
+
+
+def quantile(values: list[float], part: float) -> float:
+    return values[min(len(values) - 1, int(part * len(values)))]
+
+
+def write(rows: list[list[str]]) -> None:
+    head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) |"
+    table = [head, "|---" * 10 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    text = f"""# The review page, and a naive grid
+
+ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, Python {platform.python_version()}. {FRAMES} frames of
+{STEP_PX} px scrolling; {VERDICTS} verdicts one after the other (at most half of the images). The naive grid marks a card when the server has answered.
+
+{chr(10).join(table)}
+
+Goals: under 8 ms of script per frame, first pictures under 1 s once thumbnails exist, a verdict saved in under 50 ms in 99 of 100 cases.
+"""
+    (ROOT / "benchmarks" / "results" / "gallery.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

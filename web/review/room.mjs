@@ -1,0 +1,49 @@
+/**
+ * The review page over ComfyUI: a dialog with a frame, so that neither hears the other's keys. A room stays once it was opened: it opens again
+ * at once, as it was, and verdicts on their way are not cut off.
+ */
+
+import { pageAddress } from "./api.mjs"
+import { element } from "./dom.mjs"
+import { t } from "./lang.mjs"
+
+const CLOSE = "flenwheel.close"
+/** @type {Map<string, HTMLDialogElement>} */
+const rooms = new Map()
+
+/** @param {import("./api.mjs").CandidateSet|null} set null: the list of projects @param {{key?: string|null, theme: "dark"|"light"}} [options] */
+export function openRoom(set, { key = null, theme } = { theme: "dark" }) {
+  const name = set ? `${set.project}/${set.stage}/${set.version}` : ""
+  let room = rooms.get(name)
+  if (!room) rooms.set(name, (room = build(set, key, theme)))
+  const frame = /** @type {HTMLIFrameElement} */ (room.firstElementChild)
+  if (!room.open) room.showModal()
+  const page = frame.contentDocument
+  if (page?.body?.dataset.page) {
+    page.documentElement.dataset.theme = theme
+    if (key) frame.contentWindow?.postMessage({ flenwheel: "go", key }, location.origin)
+  }
+  focus(frame)
+}
+
+function build(set, key, theme) {
+  const url = new URL(set ? pageAddress(set) : pageAddress(/** @type {any} */ ({})))
+  for (const [name, value] of Object.entries({ embedded: "1", theme, key: key ?? "" })) if (value) url.searchParams.set(name, value)
+  const frame = element("iframe", { src: url.href, title: t("FLENwheel review") })
+  const room = element("dialog", { class: "flw-room", "aria-label": t("FLENwheel review") }, frame)
+  for (const name of ["keydown", "copy", "paste", "cut", "wheel", "drop", "dragover"]) room.addEventListener(name, (event) => event.stopPropagation())
+  room.addEventListener("keydown", (event) => event.key === "Escape" && room.close()) // ComfyUI prevents what the browser would do
+  room.addEventListener("focus", () => focus(frame))
+  frame.addEventListener("load", () => focus(frame))
+  addEventListener("message", (event) => event.source === frame.contentWindow && event.data === CLOSE && room.close())
+  document.body.append(room)
+  return room
+}
+
+/** @param {HTMLIFrameElement} frame */
+function focus(frame) {
+  frame.focus()
+  const page = frame.contentDocument
+  const place = page?.querySelector("#viewer:not([hidden]) #stage") ?? page?.querySelector("#grid")
+  if (place instanceof (frame.contentWindow?.HTMLElement ?? HTMLElement)) place.focus({ preventScroll: true })
+}
