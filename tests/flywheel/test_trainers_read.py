@@ -1,0 +1,171 @@
+"""The trainers' own loaders read what we wrote. Name checkouts by SD_SCRIPTS_ROOT, MUSUBI_ROOT, AITK_ROOT, and a Python that has their packages
+by FLEN_TRAINER_PYTHON; what is not named, or cannot be imported, is skipped with the reason. What the files must be called is tested without them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from comfyui_flenwheel.flywheel.images import content_key, open_image
+from comfyui_flenwheel.flywheel.layouts import Settings, export, plan
+from comfyui_flenwheel.flywheel.pairs import load_captioned, load_pairs
+
+from .conftest import picture
+
+pytestmark = pytest.mark.slow
+STEMS = ("Anna", "Anna_1", "b 2", "b 10")
+
+SD_SCRIPTS = """
+import argparse, json, sys
+sys.path.insert(0, sys.argv[1])
+from library import config_util
+controlnet = sys.argv[3] == "controlnet"
+sanitizer = config_util.ConfigSanitizer(not controlnet, False, controlnet, True)
+config = config_util.load_user_config(sys.argv[2])
+blueprint = config_util.BlueprintGenerator(sanitizer).generate(config, argparse.Namespace())
+group, _ = config_util.generate_dataset_group_by_blueprint(blueprint.dataset_group)
+told = [[info.absolute_path, info.caption, [info.cond_img_path] if controlnet else [], info.num_repeats]
+        for dataset in group.datasets for info in dataset.image_data.values()]
+print("TOLD" + json.dumps(told))
+"""
+MUSUBI = """
+import argparse, json, sys
+sys.path.insert(0, sys.argv[1] + "/src")
+from musubi_tuner.dataset import config_utils
+config = config_utils.load_user_config(sys.argv[2])
+generator = config_utils.BlueprintGenerator(config_utils.ConfigSanitizer())
+blueprint = generator.generate(config, argparse.Namespace(), architecture="qie")
+group = config_utils.generate_dataset_group_by_blueprint(blueprint.dataset_group)
+told = []
+for dataset in group.datasets:
+    source = dataset.datasource
+    for index in range(len(source)):
+        path, image, caption, controls = source.get_image_data(index)
+        told.append([path, caption, [list(control.convert("RGB").getpixel((0, 0))) for control in controls or []], dataset.num_repeats])
+print("TOLD" + json.dumps(told))
+"""
+AITK = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import yaml
+from toolkit.config_modules import DatasetConfig, preprocess_dataset_raw_config
+from toolkit.data_transfer_object.data_loader import FileItemDTO
+from toolkit.data_loader import AiToolkitDataset
+class Model:  # no weights: only what the loader asks a model for
+    model_config = type("Config", (), {"arch": "qwen_image_edit_plus", "latent_space_version": "qwen"})()
+    use_raw_control_images = encode_control_in_text_embeddings = True
+    is_multistage = False
+    def get_bucket_divisibility(self): return 32
+raw = yaml.safe_load(open(sys.argv[2]))["datasets"]
+told = []
+for config in preprocess_dataset_raw_config(raw):
+    config["cache_latents_to_disk"] = False
+    dataset = AiToolkitDataset(DatasetConfig(**config), batch_size=1, sd=Model())
+    for item in dataset.file_list:
+        item.load_caption(dataset.caption_dict)
+        controls = item.control_path if isinstance(item.control_path, list) else [item.control_path] if item.control_path else []
+        told.append([item.path, item.raw_caption, controls, config["num_repeats"]])
+print("TOLD" + json.dumps(told))
+"""
+DATASETS = """
+import json, sys
+import datasets
+loaded = datasets.load_dataset("imagefolder", data_dir=sys.argv[1], cache_dir=sys.argv[2])
+told = []
+for row in loaded["train"]:
+    controls = [row[name] for name in sorted(row) if name.startswith("control_")]
+    told.append([list(row["image"].getpixel((0, 0))), row.get("text") or row.get("prompt"), [list(control.getpixel((0, 0))) for control in controls]])
+print("TOLD" + json.dumps(told))
+"""
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for slot, folder in enumerate(("target", "c1", "c2", "c3")):
+        (tmp_path / folder).mkdir()
+        for number, stem in enumerate(STEMS):
+            image = picture(10 * slot + number, (320, 256) if slot < 2 else (256, 256))
+            image.putpixel((0, 0), (slot, number, 77))
+            image.save(tmp_path / folder / f"{stem}.png")
+            (tmp_path / "target" / f"{stem}.txt").write_text(f"edit of {stem}")
+    return tmp_path
+
+
+def pairs(folders, controls):
+    if not controls:
+        return load_captioned(folders / "target", name="set")
+    return load_pairs(folders / "target", [folders / f"c{number}" for number in range(1, controls + 1)], name="set")
+
+
+def told(code, *arguments, needs=None):
+    """What the trainer's loader says it read."""
+    if needs and not os.environ.get(needs):
+        pytest.skip(f"{needs} names no checkout")
+    python = os.environ.get("FLEN_TRAINER_PYTHON", sys.executable)
+    command = [python, "-c", code, *([os.environ[needs]] if needs else []), *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("TOLD")), None)
+    if line is None:
+        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+        if any(word in last for word in ("ModuleNotFoundError", "ImportError", "NVIDIA", "CUDA", "'Model' object")):
+            pytest.skip(f"the loader cannot be imported here: {last}")
+        pytest.fail(done.stderr[-3000:])
+    return json.loads(line[4:])
+
+
+def slot_and_number(path):
+    red, green, blue = open_image(Path(path)).image.getpixel((0, 0))
+    assert blue == 77
+    return red, green
+
+
+@pytest.mark.parametrize("controls", [0, 1])
+def test_sd_scripts(folders, controls):
+    exported = export(plan(pairs(folders, controls)), folders / "out", "kohya sd-scripts", Settings(repeats=3, resolution=256))
+    read = told(SD_SCRIPTS, exported.folder / "dataset.toml", "controlnet" if controls else "dreambooth", needs="SD_SCRIPTS_ROOT")
+    seen = sorted(
+        (slot_and_number(path), caption, [slot_and_number(control) for control in cond], repeats) for path, caption, cond, repeats in read
+    )
+    assert seen == [((0, n), f"edit of {stem}", [(1, n)][:controls], 3) for n, stem in numbered()]
+
+
+@pytest.mark.parametrize("toml", ["dataset.toml", "dataset_jsonl.toml"])
+@pytest.mark.parametrize("controls", [1, 2, 3])
+def test_musubi(folders, controls, toml):
+    exported = export(plan(pairs(folders, controls)), folders / "out", "musubi-tuner", Settings(repeats=2))
+    read = told(MUSUBI, exported.folder / toml, needs="MUSUBI_ROOT")
+    seen = sorted((slot_and_number(path), caption, cond, repeats) for path, caption, cond, repeats in read)
+    assert seen == [((0, n), f"edit of {stem}", [[slot, n, 77] for slot in range(1, controls + 1)], 2) for n, stem in numbered()]
+
+
+@pytest.mark.parametrize("controls", [0, 1, 3])
+def test_aitoolkit(folders, controls):
+    exported = export(plan(pairs(folders, controls)), folders / "out", "ai-toolkit", Settings(resolution=256))
+    read = told(AITK, exported.folder / "dataset.yaml", needs="AITK_ROOT")
+    seen = sorted(
+        (slot_and_number(path), caption, [slot_and_number(one) for one in cond], repeats) for path, caption, cond, repeats in read
+    )
+    assert seen == [((0, n), f"edit of {stem}", [(slot, n) for slot in range(1, controls + 1)], 1) for n, stem in numbered()]
+
+
+@pytest.mark.parametrize("layout", ["Hugging Face imagefolder", "diffusers and built-in"])
+@pytest.mark.parametrize("controls", [0, 1, 3])
+def test_datasets(folders, layout, controls):
+    exported = export(plan(pairs(folders, controls)), folders / "out", layout)
+    read = told(DATASETS, exported.folder, folders / "cache")
+    assert sorted(read) == [[[0, n, 77], f"edit of {stem}", [[slot, n, 77] for slot in range(1, controls + 1)]] for n, stem in numbered()]
+
+
+def numbered():
+    return sorted((STEMS.index(stem), stem) for stem in STEMS)
+
+
+def test_a_fresh_dataset_gets_a_fresh_folder(folders):
+    """Trainers cache by file name: another caption or picture must never meet an old cache."""
+    first = export(plan(pairs(folders, 1)), folders / "out", "musubi-tuner").folder
+    (folders / "target" / "Anna.txt").write_text("another caption")
+    second = export(plan(pairs(folders, 1)), folders / "out", "musubi-tuner").folder
+    assert first != second and content_key(first / "dataset.toml") != content_key(second / "dataset.toml")
