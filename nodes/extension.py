@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import curate, editors, enrich, export, identity, pictures, project, prompts, review, routes
+from . import curate, editors, enrich, export, identity, pairs, pictures, project, prompts, repair, review, routes, train
 
 NODES: list[type[io.ComfyNode]] = [
     *project.NODES,
@@ -14,7 +14,10 @@ NODES: list[type[io.ComfyNode]] = [
     *enrich.NODES,
     *identity.NODES,
     *review.NODES,
+    *repair.NODES,
     *export.NODES,
+    *train.NODES,
+    *pairs.NODES,
     *pictures.NODES,
 ]
 

@@ -21,7 +21,11 @@ def as_api(workflow, nodes):
         if node["type"] == "MarkdownNote":
             continue
         declared = {**nodes[node["type"]]["input"].get("required", {}), **nodes[node["type"]]["input"].get("optional", {})}
-        names = [name for name, (kind, *_) in declared.items() if isinstance(kind, list) or kind in WIDGETS]
+        names = [
+            name
+            for name, (kind, *told) in declared.items()
+            if (isinstance(kind, list) or kind in WIDGETS) and not (told and told[0].get("forceInput"))
+        ]
         values = dict(zip(names, node["widgets_values"], strict=True))
         values |= {socket["name"]: links[socket["link"]] for socket in node["inputs"] if socket["link"]}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values, "_meta": {"title": node["title"]}}

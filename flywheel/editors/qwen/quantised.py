@@ -107,7 +107,7 @@ def quantise(root: nn.Module, kind: Kind, *, skip: Sequence[str] = (), dtype: to
     ]
     for name, module in chosen:
         parent, _, last = name.rpartition(".")
-        bias = module._parameters.get("bias")
+        bias = dict(module.named_parameters(recurse=False)).get("bias")
         setattr(
             root.get_submodule(parent),
             last,
