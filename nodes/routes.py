@@ -22,7 +22,7 @@ DECIDING
   POST R/undo     {"reviewer", "pass", "batch": the id shown as next undo, optional}   → ANSWER + {"undone": STEP}; 409 when there is nothing
   POST R/redo     {"reviewer", "pass", "batch"}                                        → ANSWER + {"redone": STEP}
   POST R/session  {"reviewer", "key", "pass", "place", "filter": {…}}                  where the reviewer is: "you stopped at" of the next visit
-  POST R/continue {}                                                           → {"queued": prompt id}; 409 when no graph is known
+  POST R/continue {"client_id": of the ComfyUI tab that shall see the run, optional}   → {"queued": prompt id}; 409 when no graph is known
 REPAIRING
   GET  R/repair                   {"orders": [ORDER], "phrases": {reason: words}}
   GET  R/repair/prompt/{key}      {"prompt": proposed from the reasons and note on that image, "from": "source"|"candidate"}
@@ -350,8 +350,8 @@ async def _save_view(request: web.Request) -> web.Response:
 
 
 async def _continue(request: web.Request) -> web.Response:
-    """Queue the graph that waits for this review once more."""
-    stage = stage_of(request)
+    """Queue the graph that waits for this review once more, for the tab that asks."""
+    stage, asker = stage_of(request), (await json_body(request)).get("client_id")
     resume = await asyncio.to_thread(review.resume_of, stage)
     if not resume or not resume["prompt"]:
         return problem(409, "No graph is known for this review: run the graph with its Review Gate once.")
@@ -361,7 +361,9 @@ async def _continue(request: web.Request) -> web.Response:
         return problem(409, f"ComfyUI refuses the graph of this review: {error or node_errors}")
     server = PromptServer.instance
     number, server.number = server.number, server.number + 1
-    extra = {"extra_pnginfo": {"workflow": resume["workflow"]}} if resume["workflow"] else {}
+    extra: dict[str, Any] = {"extra_pnginfo": {"workflow": resume["workflow"]}} if resume["workflow"] else {}
+    if isinstance(asker, str):
+        extra["client_id"] = asker
     server.prompt_queue.put((number, prompt_id, resume["prompt"], extra, outputs, {}))
     return web.json_response({"queued": prompt_id}, headers=FRESH)
 

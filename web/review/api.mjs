@@ -48,6 +48,9 @@ export const ask = (path) => request(`../${path}`)
 export const projects = () => request("projects").then((answer) => answer.projects)
 /** @param {CandidateSet} set @param {Way} way @param {string} [since] a revision: only what has changed since */
 export const listing = (set, { reviewer, pass, blind }, since) => request(`review/${within(set)}${query({ reviewer, pass, blind: blind ? 1 : "", since })}`)
+/** Which tab of ComfyUI asks, where this page lies in one: the graph there then shows how the run goes. */
+export const asker = () => ({ client_id: window.parent.comfyAPI?.api?.api?.clientId ?? null })
+
 /** @param {CandidateSet} set @param {"labels"|"undo"|"redo"|"session"|"continue"} what @param {object} json */
 export const tell = (set, what, json) => request(`review/${within(set)}/${what}`, { json })
 /** @param {CandidateSet} set @param {string} key */

@@ -4,7 +4,7 @@
  * Views come and go with their node (undo, tabs, another renderer); what they show lives here, once per set of candidates.
  */
 
-import { ServerError, listing, tell, unreachable } from "./api.mjs"
+import { asker, ServerError, listing, tell, unreachable } from "./api.mjs"
 import { button, element, icon } from "./dom.mjs"
 import { t } from "./lang.mjs"
 import { COMPACT, Grid } from "./grid.mjs"
@@ -98,7 +98,7 @@ export class CompactGallery {
   /** Queue the graph again from the gate. */
   async #continue() {
     try {
-      await tell(this.set, "continue", {})
+      await tell(this.set, "continue", asker())
       this.counts.textContent = t("Queued. The graph goes on from here.")
     } catch (error) {
       if (!(error instanceof ServerError) && !unreachable(error)) throw error

@@ -1,6 +1,6 @@
 /** The review page: one set of candidates, or the list of projects. Puts the parts together; each of them is a file beside this one. */
 
-import { ServerError, ask, exported, listen, listing, tell, unreachable } from "./api.mjs"
+import { asker, ServerError, ask, exported, listen, listing, tell, unreachable } from "./api.mjs"
 import { decideTogether } from "./bulk.mjs"
 import { button, element, find, openDialog } from "./dom.mjs"
 import { FILTERS } from "./filters.mjs"
@@ -73,7 +73,7 @@ async function review(set, way, wanted) {
     const { undecided } = store.counts
     if (undecided && !(await agreed(count(undecided, "{n} image is undecided. Continue anyway?", "{n} images are undecided. Continue anyway?")))) return
     try {
-      await tell(set, "continue", {})
+      await tell(set, "continue", asker())
       header.say(t("Queued. The graph goes on from here."))
     } catch (error) {
       header.complain(error instanceof ServerError ? error.message : t("ComfyUI does not answer. Start it, then press Continue again."))
