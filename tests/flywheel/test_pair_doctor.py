@@ -13,6 +13,8 @@ from PIL import Image, ImageFilter
 
 from .conftest import picture
 
+pytestmark = pytest.mark.slow  # more than a few seconds together: not in the quick part
+
 
 def scene(seed, size=(512, 384)):
     """Coarse shapes with texture: something to hold on to everywhere, like a photograph."""

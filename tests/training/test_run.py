@@ -13,6 +13,8 @@ from comfyui_flenwheel.training.errors import TrainingFailed
 
 from .conftest import made
 
+pytestmark = pytest.mark.slow  # more than a few seconds together: not in the quick part
+
 SLOW = {"seconds_per_step": 0.05}
 
 

@@ -18,6 +18,8 @@ from PIL import Image
 from ..faces.portraits import engine, portraits
 from .portrait import FACE, SHIRT, SIZE, control, portrait, request
 
+pytestmark = pytest.mark.slow  # more than a few seconds together: not in the quick part
+
 PROMPTS = [prompt.text for prompt in PromptSet(presets()["all four"]).expand()]
 OTHERS = [
     "Change background to moon base",

@@ -17,6 +17,8 @@ from comfyui_flenwheel.training.errors import EngineNotInstalled, PreflightError
 from comfyui_flenwheel.training.job import Places
 from safetensors.numpy import save_file
 
+pytestmark = pytest.mark.slow  # more than a few seconds together: not in the quick part
+
 HERE = Path(__file__).parent
 KNOWN = json.loads((HERE / "sd_scripts_0.10.1_arguments.json").read_text())
 GOLDEN = HERE / "kohya_golden"
