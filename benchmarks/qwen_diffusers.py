@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "flywheel" / "editors")]
 import conftest  # noqa: E402, F401 - gives the pack its name
 import qwen_tiny  # noqa: E402
-from comfyui_flenwheel.flywheel import alignment, lora  # noqa: E402
+from comfyui_flenwheel.flywheel import lora, registration  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import EditRequest, Rendered  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen import adapters, encode, latents  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers  # noqa: E402
@@ -139,8 +139,8 @@ def _ours(editor: QwenDiffusers, cells: list[Any], side: int) -> tuple[float, li
         for seed, (photo, prompt, combination) in enumerate(cells)
     ]
     decoded: list[torch.Tensor] = []
-    decode, noted = latents.decode, alignment.noted
-    alignment.noted = lambda *_: {}  # the check for moved pictures: 34 CPU ms per image, and nothing the loop does
+    decode, noted = latents.decode, registration.noted
+    registration.noted = lambda *_: {}  # the check for moved pictures, and nothing the loop does
     latents.decode = lambda vae, frame: decoded.append(decode(vae, frame)) or decoded[-1]  # the numbers before they become 8 bits
     try:
         with editor.session() as edit:
@@ -160,7 +160,7 @@ def _ours(editor: QwenDiffusers, cells: list[Any], side: int) -> tuple[float, li
             seconds = time.process_time() - began
             facts = {"encoded": engine.counts.encoded, "controls": engine.pixels.made, "switches": engine._adapters.switches - switched}
     finally:
-        latents.decode, alignment.noted = decode, noted
+        latents.decode, registration.noted = decode, noted
     failed = [outcome for _, outcome in outcomes if not isinstance(outcome, Rendered)]
     assert not failed, failed[0]
     images = {order: pixels[0] for (order, _), pixels in zip(outcomes, decoded, strict=True)}
@@ -194,7 +194,7 @@ HEAD = (
 )
 FOOT = (
     "",
-    "Left out of our time: the check for moved pictures, 34 CPU ms per image beside the card, which the plain loop does not make.",
+    "Left out of our time: the check for moved pictures, made beside the card, which the plain loop does not make.",
     "",
     "The tiny model weighs text encoding more than a real one does, where denoising rules; what a real card gains is in `gpu/`, not here.",
 )

@@ -10,7 +10,6 @@ from fnmatch import fnmatch
 from typing import Any
 
 from . import identity, instructions, review
-from .alignment import LIMIT
 from .candidates import TRIES, Shelf, record_of
 from .dataset import Dataset, ImageRecord
 from .editors import ControlRef, Editor, EditRequest, key_of
@@ -19,6 +18,7 @@ from .faces import Embedder
 from .images import open_image, size_for, write_json
 from .lora import split_tags
 from .prompts import Prompt, PromptSet
+from .registration import FAR
 from .render import Finished, Order, Report, Run, render, silent, summary
 
 
@@ -218,7 +218,7 @@ def _shifted(shelf: Shelf, keys: Sequence[str]) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} images are shifted or zoomed against their photo by more than {LIMIT:.1%}, first {names[0]}: no use as training pairs."
+        f"{len(names)} images are shifted or zoomed against their photo by more than {FAR:.1%}, first {names[0]}: no use as training pairs."
     ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ FEWEST_SHARE = 0.1
 MOST_ZOOM = 0.12
 MIN_CONTRAST = 2.0  # standard deviation, 0 … 255: flatter windows have nothing to hold on to
 TRIES = 300
+QUICK = 1  # levels of the look at an edit just made: 13 CPU ms for 1 MP, within a pixel and 0.2 %
+FAR = 0.005  # share of the longer side: 5 px of 1024, where doubled contours begin to show in a blend of both
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +52,15 @@ class Registration:
         return float(np.hypot(self.dx, self.dy))
 
 
-def register(control: Image.Image, target: Image.Image) -> Registration | None:
+def register(control: Image.Image, target: Image.Image, *, levels: int = len(LEVELS_PX)) -> Registration | None:
     """Shift and zoom of `target` against `control`; None where too little is unchanged to say so.
 
-    The target may have another size (it is scaled to the control's first), but must have the same aspect.
+    The target may have another size (it is scaled to the control's first), but must have the same aspect. `levels`: how fine to look.
     """
     if target.size != control.size:
         target = target.resize(control.size, Image.Resampling.LANCZOS)
     fit: _Fit | None = None
-    for level, agree in zip(LEVELS_PX, AGREE_PX, strict=True):
+    for level, agree in zip(LEVELS_PX[:levels], AGREE_PX, strict=False):
         scale = min(1.0, level / max(control.size))
         finer = _refined(_plane(control, scale), _plane(target, scale), fit, agree)
         if finer is None:
@@ -71,6 +74,20 @@ def register(control: Image.Image, target: Image.Image) -> Registration | None:
         return None
     width = control.width
     return Registration(fit.dx * width, fit.dy * width, fit.zoom, fit.share, fit.windows, fit.spread * width)
+
+
+def noted(source: Image.Image, result: Image.Image) -> dict[str, Any]:
+    """What an edit's notes keep of its move against its photo, by a quick look: nothing where it cannot be told.
+
+    `moved_px`: right and down, px of the result. `shifted`: some corner moved by more than `FAR` of the longer side.
+    """
+    moved = register(source, result, levels=QUICK)
+    if moved is None:
+        return {}
+    right, down = moved.dx * result.width / source.width, moved.dy * result.height / source.height
+    told: dict[str, Any] = {"moved_px": [round(right, 2), round(down, 2)], "zoom": round(1 + moved.zoom, 3)}
+    corner = abs(moved.zoom) / 2 * np.hypot(*result.size) + np.hypot(right, down)
+    return told | {"shifted": True} if corner > FAR * max(result.size) else told
 
 
 def onto(picture: Image.Image, moved: Registration, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int, int, int]]:

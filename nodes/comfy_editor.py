@@ -29,7 +29,7 @@ from comfy_extras.nodes_flux import get_schedule
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
 from PIL import Image
 
-from ..flywheel import alignment, lora, qwen
+from ..flywheel import lora, qwen, registration
 from ..flywheel.editors import ControlRef, Edit, EditRequest, Rendered, Tick
 from ..flywheel.errors import EditorError, LoraError
 from ..flywheel.images import content_key, open_image, png_bytes, value_key
@@ -177,7 +177,7 @@ class _Session:
             "loras": [f"{one.name} x {one.weight:g}" for one in loras],
         }
         if lora.parse(request.prompt).kind != "camera":
-            notes |= alignment.noted(self._picture(request.controls[0], request).seen, image)
+            notes |= registration.noted(self._picture(request.controls[0], request).seen, image)
         self.pulse.tick(1.0, image)
         return Rendered(image, notes)
 

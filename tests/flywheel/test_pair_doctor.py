@@ -6,87 +6,14 @@ import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel.errors import DatasetError
 from comfyui_flenwheel.flywheel.images import open_image
-from comfyui_flenwheel.flywheel.pair_doctor import Limits, compare, examine, mend, overlay
+from comfyui_flenwheel.flywheel.pair_doctor import compare, examine, mend, overlay
 from comfyui_flenwheel.flywheel.pairs import load_captioned, load_pairs
-from comfyui_flenwheel.flywheel.registration import onto, register
 from PIL import Image, ImageFilter
 
 from .conftest import picture
+from .scenes import moved, painted, scene
 
 pytestmark = pytest.mark.slow  # more than a few seconds together: not in the quick part
-
-
-def scene(seed, size=(512, 384)):
-    """Coarse shapes with texture: something to hold on to everywhere, like a photograph."""
-    rng = np.random.default_rng(seed)
-    layers = [
-        np.asarray(Image.fromarray(rng.integers(0, 256, (size[1] // cell, size[0] // cell, 3), dtype=np.uint8)).resize(size, 3), np.float32)
-        for cell in (64, 16, 5)
-    ]
-    return Image.fromarray(np.clip(0.5 * layers[0] + 0.3 * layers[1] + 0.2 * layers[2], 0, 255).astype(np.uint8))
-
-
-def moved(image, dx, dy, zoom):
-    """Grown about the centre and slid, mirrored at the border."""
-    padded = Image.fromarray(np.pad(np.asarray(image), ((64, 64), (64, 64), (0, 0)), mode="reflect"))
-    width, height = image.size
-    step = 1 / (1 + zoom)
-    x0, y0 = width / 2 - step * (width / 2 + dx) + 64, height / 2 - step * (height / 2 + dy) + 64
-    return padded.transform((width, height), Image.Transform.AFFINE, (step, 0, x0, 0, step, y0), Image.Resampling.BICUBIC)
-
-
-def painted(image, seed=9, share=0.5):
-    """A patch in the middle replaced."""
-    result = image.copy()
-    size = round(image.width * share), round(image.height * share)
-    result.paste(scene(seed, size), (image.width // 5, image.height // 5))
-    return result
-
-
-MOVES = [(0, 0, 0), (0.4, -0.3, 0), (3.3, 1.7, 0.004), (-8.5, 8.4, -0.03), (12, 0, 0.03), (0, -12, 0.015), (-6, -2, -0.012)]
-
-
-@pytest.mark.parametrize(("dx", "dy", "zoom"), MOVES)
-def test_a_known_move_is_measured_within_half_a_pixel_and_a_fifth_of_a_per_cent(dx, dy, zoom):
-    control = scene(1)
-    for target in (control, painted(control), control.filter(ImageFilter.GaussianBlur(1))):
-        found = register(control, moved(target, dx, dy, zoom))
-        assert found is not None
-        assert np.hypot(found.dx - dx, found.dy - dy) < 0.5 and abs(found.zoom - zoom) < 0.002
-        assert Limits().alarm(found) == (np.hypot(dx, dy) > 1.5 or abs(zoom) > 0.003)
-
-
-def test_photographs_are_measured_likewise(photos):
-    rng = np.random.default_rng(3)
-    for path in sorted(photos.iterdir())[:4]:
-        photo = open_image(path, at_least=1000).image
-        angle, length, zoom = rng.uniform(0, 6.28), rng.uniform(0, 12), rng.uniform(-0.03, 0.03)
-        dx, dy = length * np.cos(angle), length * np.sin(angle)
-        found = register(photo, moved(photo, dx, dy, zoom))
-        assert found and np.hypot(found.dx - dx, found.dy - dy) < 0.5 and abs(found.zoom - zoom) < 0.002
-        still = register(photo, photo)
-        assert still and not Limits().alarm(still)
-
-
-def test_pictures_that_share_nothing_give_no_answer():
-    assert [register(scene(seed), scene(seed + 100)) for seed in range(6)] == [None] * 6
-    assert register(Image.new("RGB", (300, 300)), Image.new("RGB", (300, 300))) is None
-
-
-@pytest.mark.parametrize(("dx", "dy", "zoom"), MOVES)
-def test_a_control_is_put_into_the_targets_framing(dx, dy, zoom):
-    control = scene(2)
-    target = moved(control, dx, dy, zoom)
-    framed, box = onto(control, register(control, target), target.size)
-    left, right = (np.asarray(image.crop(box), np.float32)[8:-8, 8:-8] for image in (framed, target))
-    assert np.abs(left - right).mean() < 2.5
-    assert (box[2] - box[0]) * (box[3] - box[1]) > 0.85 * target.width * target.height
-
-
-def test_targets_of_another_size_are_measured_in_pixels_of_the_control():
-    control = scene(4)
-    found = register(control, moved(control, 6, -3, 0.01).resize((1024, 768), Image.Resampling.LANCZOS))
-    assert found and np.hypot(found.dx - 6, found.dy + 3) < 0.5 and abs(found.zoom - 0.01) < 0.002
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from ... import alignment, lora, qwen
+from ... import lora, qwen, registration
 from ...errors import EditorError, FlywheelError
 from ...images import open_image, value_key
 from .. import ControlRef, EditRequest, Rendered, Tick
@@ -564,7 +564,7 @@ class Engine(ExitStack):
                 outcomes.append((job.request, error))
                 continue
             image = latents.pictures(pixels)[0]
-            moved = alignment.noted(self._picture(job.request.controls[0]).image, image)
+            moved = registration.noted(self._picture(job.request.controls[0]).image, image)
             outcomes.append((job.request, Rendered(image, {**self._notes(job, made.seconds), **moved})))
             self._counted(made.seconds)
         return outcomes
