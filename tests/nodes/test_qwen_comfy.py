@@ -1,28 +1,17 @@
 """Editing with ComfyUI's own models: the real Qwen classes, loaders, sampler and server at toy size (see tiny_qwen), on real photographs."""
 
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from comfyui_flenwheel.flywheel.candidates import Shelf
-from comfyui_flenwheel.flywheel.images import open_image
-from comfyui_flenwheel.flywheel.project import load_project
-from comfyui_flenwheel.nodes.launch import PACK, Server
 
-from . import comfy
+from .conftest import lora_files
 
 pytestmark = [pytest.mark.comfy]
 HERE = Path(__file__).parent
-spec = importlib.util.spec_from_file_location("lora_files", HERE.parent / "flywheel" / "lora_files.py")
-lora_files = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lora_files)
-ENRICH, EDITOR, PREVIEW = "12", "8", "11"
 NOTHING = [0, 0.0]
 
 
@@ -110,147 +99,3 @@ def test_prompts_are_encoded_before_the_first_image_and_the_images_are_the_same(
     ahead = told["ahead"]
     assert ahead["is"] and ahead["encoded before image"] == [0, 0, 0, 0], "three prompts and one negative"
     assert all(difference == NOTHING for difference in ahead["apart"])
-
-
-# --- in the server ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tiny(comfyui, tmp_path_factory):
-    """A server with the toy models and two LoRAs, of different trainers."""
-    base = tmp_path_factory.mktemp("tiny")
-    shutil.copytree(HERE / "tiny_qwen", base / "custom_nodes" / "tiny_qwen", ignore=shutil.ignore_patterns("__pycache__"))
-    loras = base / "models" / "loras"
-    loras.mkdir(parents=True)
-    lora_files.save(loras / "mine.safetensors", lora_files.tensors("PEFT", seed=1, size=0.3))
-    lora_files.save(loras / "angles.safetensors", lora_files.tensors("kohya and musubi", seed=2, size=0.3))
-    flux = {
-        f"lora_unet_double_blocks_{n}_img_attn_qkv.{part}.weight": lora_files.np.zeros((4, 4))
-        for n in range(19)
-        for part in lora_files.DOWN_UP
-    }
-    lora_files.save(loras / "flux.safetensors", flux)
-    (loras / "cut.safetensors").write_bytes((loras / "mine.safetensors").read_bytes()[:-99])
-    server = Server(comfyui, Path(sys.executable), base, extra_args=["--whitelist-custom-nodes", PACK, "tiny_qwen"])
-    with server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def few(photos, tmp_path_factory):
-    """Three of the portraits: nine edits."""
-    folder = tmp_path_factory.mktemp("few")
-    for name in ("obama.jpg", "obama2.jpg", "biden.jpg"):
-        shutil.copy(photos / name, folder / name)
-    return folder
-
-
-def lap(name, photos, **overrides):
-    """The bundled workflow with the toy models: few prompts, small images."""
-    small = {
-        "Project__name": name,
-        "Curate_Source__folder": str(photos),
-        "Prompt_Set__per_source": 0,
-        "Prompt_Set__preset": "none",
-        "Prompt_Set__prompts": "Change background to [forest|beach]\nChange camera angle to slightly left",
-        "Enrich_Dataset__megapixels": 0.1,
-        "Preview_Four__megapixels": 0.1,
-        "Preview_Four__go_on": True,
-        "Qwen_Editor_(ComfyUI_models)__steps": 2,
-        "Load_Diffusion_Model__unet_name": "tiny_2511.safetensors",
-        "Load_CLIP__clip_name": "tiny_text_encoder.safetensors",
-        "Load_VAE__vae_name": "tiny_vae.safetensors",
-        "LoRA_for_every_prompt__lora_name": "mine.safetensors",
-        "LoRA_for_camera_prompts__lora_name": "angles.safetensors",
-    }
-    return comfy.bundled("flywheel1_qwen", **{**small, **overrides})
-
-
-def stage(server, name):
-    return load_project(server.base / "output" / "flenwheel" / name).stage("enriched")
-
-
-def test_two_stacked_loras_enrich_portraits_preview_first_and_nothing_twice(tiny, few):
-    waiting = comfy.run(tiny.address, lap("qwen", few, Preview_Four__go_on=False))
-    assert waiting.status == "success", waiting.error
-    assert ENRICH not in waiting.outputs, "held back"
-    shelf = Shelf(stage(tiny, "qwen"))
-    assert len(shelf.files) == 4 and {lineage.facts["template"] for lineage in shelf.lineages.values()} == {
-        "Change background to [forest|beach]",
-        "Change camera angle to slightly left",
-    }
-    assert "images are left: about" in waiting.text(PREVIEW) and waiting.outputs[PREVIEW]["images"]
-
-    done = comfy.run(tiny.address, lap("qwen", few))
-    assert done.status == "success", done.error
-    assert EDITOR in done.cached and "4 were there already" in done.text(ENRICH)
-    shelf = Shelf(stage(tiny, "qwen"))
-    notes = {lineage.facts["prompt"]: lineage.facts["notes"] for lineage in shelf.lineages.values()}
-    assert notes["Change background to forest"]["loras"] == ["mine x 1"]
-    assert notes["Change camera angle to slightly left"]["loras"] == ["mine x 1", "angles x 0.9"]
-    order = [
-        lineage.facts["prompt"].split()[1]
-        for lineage in sorted(shelf.lineages.values(), key=lambda made: shelf.files[made.request_key].stat().st_mtime_ns)
-    ]
-    assert order[4:] == sorted(order[4:]), "LoRA-major: all backgrounds, then all camera moves"
-    for request_key, path in shelf.files.items():
-        lineage = shelf.lineages[request_key]
-        assert open_image(path).image.size == (lineage.width, lineage.height) and lineage.width % 16 == 0
-
-    assert comfy.run(tiny.address, lap("qwen", few, LoRA_for_camera_prompts__weight=0.5)).status == "success"
-    cameras = sum("camera" in lineage.facts["prompt"] for lineage in shelf.lineages.values())
-    again = len(Shelf(stage(tiny, "qwen")).files) - len(shelf.files)
-    assert again == cameras, "the backgrounds, which do not use that LoRA, are not made again"
-    assert "memory leak" not in tiny.log.read_text(errors="replace"), "ComfyUI collects garbage before every image then, for seconds"
-
-
-@pytest.mark.parametrize(("name", "says"), [("flux.safetensors", "0 of 19 layers: this is a FLUX LoRA"), ("cut.safetensors", "cut off")])
-def test_a_wrong_lora_stops_the_graph_before_anything_is_made(tiny, few, name, says):
-    outcome = comfy.run(tiny.address, lap("wrong lora", few, LoRA_for_every_prompt__lora_name=name))
-    assert outcome.status == "error" and says in outcome.error
-    assert not (tiny.base / "output" / "flenwheel" / "wrong_lora" / "data" / "enriched").exists()
-
-
-def test_interrupt_takes_effect_within_a_second_and_the_rest_is_made_later(tiny, few):
-    prompt = lap("interrupted qwen", few, **{"Qwen_Editor_(ComfyUI_models)__steps": 8})
-    prompt_id = comfy.queue(tiny.address, prompt)
-    _wait_for(tiny, "interrupted_qwen", 5)
-    began = time.monotonic()
-    comfy.call(tiny.address, "/interrupt", {"prompt_id": prompt_id})
-    outcome = comfy.wait(tiny.address, prompt_id)
-    assert outcome.status == "error" and time.monotonic() - began < 5, "a second on an idle machine; between two blocks, see above"
-    kept = len(Shelf(stage(tiny, "interrupted_qwen")).files)
-    again = comfy.run(tiny.address, prompt)
-    assert again.status == "success" and f"{kept} were there already" in again.text(ENRICH)
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_and_resumed_with_the_same_bytes(tiny, few):
-    prompt = lap("killed qwen", few)
-    comfy.queue(tiny.address, prompt)
-    _wait_for(tiny, "killed_qwen", 5)
-    tiny.kill()
-    whole = {path.name: path.read_bytes() for path in Shelf(stage(tiny, "killed_qwen")).files.values()}
-    assert len(whole) >= 5
-
-    tiny.start()
-    outcome = comfy.run(tiny.address, prompt)
-    assert outcome.status == "success", outcome.error
-    assert f"{len(whole)} were there already" in outcome.text(ENRICH)
-    shelf = Shelf(stage(tiny, "killed_qwen"))
-    assert all(path.read_bytes() == whole[path.name] for path in shelf.files.values() if path.name in whole)
-    first = next(iter(shelf.files.values()))
-    before = first.read_bytes()
-    first.unlink()
-    comfy.run(tiny.address, prompt)
-    assert first.read_bytes() == before, "the fingerprint of the sockets is the same after a restart, and so are the pixels"
-
-
-def _wait_for(server, name, count):
-    until = time.monotonic() + comfy.PATIENCE_S
-    while time.monotonic() < until:
-        folder = server.base / "output" / "flenwheel" / name / "data" / "enriched" / "v1"
-        if folder.is_dir() and len(list(folder.glob("*.png"))) >= count:
-            return
-        time.sleep(0.02)
-    raise TimeoutError(f"{name} did not get {count} images")

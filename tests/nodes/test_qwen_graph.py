@@ -1,0 +1,143 @@
+"""The bundled Qwen workflow in the real server, through both engines: toy weights in the real classes, real portraits."""
+
+import time
+
+import pytest
+from comfyui_flenwheel.flywheel.candidates import Shelf
+from comfyui_flenwheel.flywheel.images import open_image
+from comfyui_flenwheel.flywheel.project import load_project
+
+from . import comfy
+
+pytestmark = [pytest.mark.comfy, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+ENRICH, EDITOR, PREVIEW = "12", "8", "11"
+COMFY, DIFFUSERS = "ComfyUI models", "diffusers"
+BACKGROUNDS, CAMERA = "Change background to [forest|beach]", "Change camera angle to slightly left"
+
+
+@pytest.fixture(params=[COMFY, DIFFUSERS])
+def engine(request):
+    """Each engine in turn; for diffusers the toy folder is made first."""
+    if request.param == DIFFUSERS:
+        request.getfixturevalue("tiny_folder")
+    return request.param
+
+
+def lap(engine, name, photos, *, steps=2, **overrides):
+    """The bundled workflow with the toy models: few prompts, small images."""
+    small = {
+        "Project__name": name,
+        "Curate_Source__folder": str(photos),
+        "Prompt_Set__per_source": 0,
+        "Prompt_Set__preset": "none",
+        "Prompt_Set__prompts": f"{BACKGROUNDS}\n{CAMERA}",
+        "Enrich_Dataset__megapixels": 0.1,
+        "Preview_Four__megapixels": 0.1,
+        "Preview_Four__go_on": True,
+        "Qwen_Editor_(ComfyUI_models)__steps": steps,
+        "Load_Diffusion_Model__unet_name": "tiny_2511.safetensors",
+        "Load_CLIP__clip_name": "tiny_text_encoder.safetensors",
+        "Load_VAE__vae_name": "tiny_vae.safetensors",
+        "LoRA_for_every_prompt__lora_name": "mine.safetensors",
+        "LoRA_for_camera_prompts__lora_name": "angles.safetensors",
+    }
+    graph = comfy.bundled("flywheel1_qwen", **{**small, **overrides})
+    return graph if engine == COMFY else with_diffusers(graph, steps)
+
+
+def with_diffusers(graph, steps, model="tiny-qwen"):
+    """The same graph with the other editor in the editor's place; the loaders go."""
+    kept = {number: node for number, node in graph.items() if number not in "345"}
+    options = {"model": model, "transformer_file": "", "steps": steps, "guidance": 0.0, "schedule": "auto", "negative_prompt": " "}
+    options |= {"precision": "auto", "memory": "auto", "control_megapixels": 0.0, "at_once": 1, "guided_share": 1.0, "block_cache": 0.0}
+    node = {"class_type": "FLEN_QwenDiffusers", "inputs": {**options, "compile": False, "loras": graph[EDITOR]["inputs"]["loras"]}}
+    return {**kept, EDITOR: node}
+
+
+def stage(server, name):
+    return load_project(server.base / "output" / "flenwheel" / name.replace(" ", "_")).stage("enriched")
+
+
+def images(server, name):
+    """Name to bytes of every finished image."""
+    return {path.name: path.read_bytes() for path in Shelf(stage(server, name)).files.values()}
+
+
+def wait_for(server, name, count):
+    until = time.monotonic() + comfy.PATIENCE_S
+    while time.monotonic() < until:
+        folder = server.base / "output" / "flenwheel" / name.replace(" ", "_") / "data" / "enriched" / "v1"
+        if folder.is_dir() and len(list(folder.glob("*.png"))) >= count:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{name} did not get {count} images")
+
+
+def test_two_stacked_loras_enrich_portraits_preview_first_and_nothing_twice(tiny, few, engine):
+    name = f"two loras {engine}"
+    waiting = comfy.run(tiny.address, lap(engine, name, few, Preview_Four__go_on=False))
+    assert waiting.status == "success", waiting.error
+    assert ENRICH not in waiting.outputs, "held back"
+    shelf = Shelf(stage(tiny, name))
+    assert len(shelf.files) == 4 and {lineage.facts["template"] for lineage in shelf.lineages.values()} == {BACKGROUNDS, CAMERA}
+    assert "images are left: about" in waiting.text(PREVIEW) and waiting.outputs[PREVIEW]["images"]
+
+    done = comfy.run(tiny.address, lap(engine, name, few))
+    assert done.status == "success", done.error
+    assert EDITOR in done.cached and "4 were there already" in done.text(ENRICH)
+    shelf = Shelf(stage(tiny, name))
+    notes = {lineage.facts["prompt"]: lineage.facts["notes"] for lineage in shelf.lineages.values()}
+    assert notes["Change background to forest"]["loras"] == ["mine x 1"]
+    assert notes[CAMERA]["loras"] == ["mine x 1", "angles x 0.9"]
+    order = [
+        lineage.facts["prompt"].split()[1]
+        for lineage in sorted(shelf.lineages.values(), key=lambda made: shelf.files[made.request_key].stat().st_mtime_ns)
+    ]
+    assert order[4:] == sorted(order[4:]), "LoRA-major: all backgrounds, then all camera moves"
+    for request_key, path in shelf.files.items():
+        lineage = shelf.lineages[request_key]
+        assert open_image(path).image.size == (lineage.width, lineage.height) and lineage.width % 16 == 0
+
+    assert comfy.run(tiny.address, lap(engine, name, few, LoRA_for_camera_prompts__weight=0.5)).status == "success"
+    cameras = sum("camera" in lineage.facts["prompt"] for lineage in shelf.lineages.values())
+    again = len(Shelf(stage(tiny, name)).files) - len(shelf.files)
+    assert again == cameras, "the backgrounds, which do not use that LoRA, are not made again"
+    assert "memory leak" not in tiny.log.read_text(errors="replace"), "ComfyUI collects garbage before every image then, for seconds"
+
+
+@pytest.mark.parametrize(("name", "says"), [("flux.safetensors", "0 of 19 layers: this is a FLUX LoRA"), ("cut.safetensors", "cut off")])
+def test_a_wrong_lora_stops_the_graph_before_anything_is_made(tiny, few, engine, name, says):
+    outcome = comfy.run(tiny.address, lap(engine, f"wrong lora {engine}", few, LoRA_for_every_prompt__lora_name=name))
+    assert outcome.status == "error" and says in outcome.error
+    assert not stage(tiny, f"wrong lora {engine}").folder.exists()
+
+
+def test_interrupted_then_killed_then_resumed_with_the_same_bytes(tiny, few, engine):
+    """Only what is missing is made, and what was there keeps its bytes; an image made again after a restart has the same ones."""
+    name = f"resumed {engine}"
+    prompt = lap(engine, name, few, steps=8)
+    queued = comfy.queue(tiny.address, prompt)
+    wait_for(tiny, name, 5)
+    comfy.call(tiny.address, "/interrupt", {"prompt_id": queued})
+    stopped = comfy.wait(tiny.address, queued)
+    assert stopped.status == "error" and any(kind == "execution_interrupted" for kind, _ in stopped.messages)
+    after_interrupt = images(tiny, name)
+    assert 5 <= len(after_interrupt) < 9
+
+    comfy.queue(tiny.address, prompt)
+    wait_for(tiny, name, len(after_interrupt) + 1)
+    tiny.kill()
+    after_kill = images(tiny, name)
+    tiny.start()
+    assert after_interrupt.items() <= after_kill.items()
+
+    outcome = comfy.run(tiny.address, prompt)
+    assert outcome.status == "success", outcome.error
+    assert f"{len(after_kill)} were there already" in outcome.text(ENRICH)
+    whole = images(tiny, name)
+    assert len(whole) == 9 and after_kill.items() <= whole.items()
+
+    first = next(iter(Shelf(stage(tiny, name)).files.values()))
+    first.unlink()
+    comfy.run(tiny.address, prompt)
+    assert images(tiny, name) == whole, "the fingerprint of the models is the same after a restart, and so are the pixels"
