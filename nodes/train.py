@@ -132,9 +132,7 @@ class CharacterLoraSettings(io.ComfyNode):
         words = {"token": project.instance_token, "noun": project.class_noun}
         spec = TrainingSpec(
             project=project.folder_name,
-            kind="character",
             engine=engine,
-            architecture="flux1",
             base_model=base_model.strip(),
             dataset=project.relative(data) if data.is_relative_to(project.root) else str(data),
             dataset_key=found.key,

@@ -1,10 +1,12 @@
 """A training set as a trainer sees it: images, captions, controls. Reads folders; writes none.
 
-Reads what `flywheel.export` writes: `<repeats>_<words>/<image>` with a caption in `<image>.txt`.
+Reads what `flywheel.export` writes, `<repeats>_<words>/<image>` with a caption in `<image>.txt`; and what `flywheel.triplets` writes,
+`triplets.json` with pictures named from the project's folder.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from ..flywheel.images import SUFFIXES, content_key, difference_hash, open_image
 REPEATS = re.compile(r"(\d{1,4})_")
 TWINS_BITS = 6  # as near-duplicates in `flywheel.images`
 FEW = 10
+LISTING = "triplets.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +34,23 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Examples with the hash over all of them. `problems`: files that cannot be used, in words."""
+    """Examples with the hash over all of them. `problems`: files that cannot be used, in words. `held_out`: kept from training, to measure with."""
 
     folder: Path
     examples: tuple[Example, ...]
     problems: tuple[str, ...]
+    held_out: tuple[Example, ...] = ()
 
     @property
     def key(self) -> str:
-        """Changes when an image, a caption or a repeat does; file names do not count."""
-        return value_key(sorted([example.key, example.caption, example.repeats] for example in self.examples))
+        """Changes when an image, a control, a caption or a repeat does; file names do not count."""
+        shown = sorted(_told(example) for example in self.examples)
+        return value_key([shown, sorted(_told(example) for example in self.held_out)] if self.held_out else shown)
+
+    @property
+    def controls(self) -> int:
+        """The most controls that an example has."""
+        return max((len(example.controls) for example in self.examples), default=0)
 
     @property
     def shown_per_epoch(self) -> int:
@@ -48,13 +58,17 @@ class TrainingSet:
 
 
 def read(folder: Path) -> TrainingSet:
-    """The training set in `folder`: either its subfolders `10_ohwx_char person` or the folder itself.
+    """The training set in `folder`: its triplets.json, or its subfolders `10_ohwx_char person`, or the folder itself.
 
     Raises:
-        DatasetError: there is no such folder.
+        DatasetError: there is no such folder, or triplets.json cannot be read.
     """
     if not folder.is_dir():
-        raise DatasetError(f"There is no training set in {folder}. Export Training Set makes it; queue that first.")
+        raise DatasetError(
+            f"There is no training set in {folder}. Export Training Set or Create Correction Triplets makes it; queue that first."
+        )
+    if (folder / LISTING).is_file():
+        return _edits(folder)
     parts = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and REPEATS.match(entry.name)] or [folder]
     examples: list[Example] = []
     problems: list[str] = []
@@ -66,6 +80,33 @@ def read(folder: Path) -> TrainingSet:
                 problems.append(problem)
             examples.append(Example(image, caption, content_key(image), max(1, int(found[1])) if found else 1))
     return TrainingSet(folder, tuple(examples), tuple(problems))
+
+
+def _told(example: Example) -> list[object]:
+    controls = [content_key(control) for control in example.controls]
+    return [example.key, example.caption, example.repeats, *([controls] if controls else [])]
+
+
+def _edits(folder: Path) -> TrainingSet:
+    """Triplets: the target is learnt from its controls and the instruction."""
+    path = folder / LISTING
+    root = next((parent for parent in folder.parents if (parent / "project.json").is_file()), folder)
+    parts: dict[str, list[Example]] = {"train": [], "held_out": []}
+    problems: list[str] = []
+    try:
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            sources = row["source_image"] if isinstance(row["source_image"], list) else [row["source_image"]]
+            target, *controls = (root / name for name in (row["target_image"], *sources))
+            if gone := [file.name for file in (target, *controls) if not file.is_file()]:
+                problems.append(f"{row['id']}: {', '.join(gone)} is not where it was; run Create Correction Triplets again")
+                continue
+            caption = " ".join(row["edit_prompt"].split())
+            if not caption:
+                problems.append(f"{row['id']}: its instruction is empty")
+            parts[row["split"]].append(Example(target, caption, content_key(target), 1, tuple(controls)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} is not readable ({type(error).__name__}: {error}). Run Create Correction Triplets again.") from error
+    return TrainingSet(folder, tuple(parts["train"]), tuple(problems), tuple(parts["held_out"]))
 
 
 def _caption(image: Path) -> tuple[str, str]:
@@ -83,27 +124,31 @@ def _caption(image: Path) -> tuple[str, str]:
 
 
 def problems(found: TrainingSet, token: str) -> list[str]:
-    """Why this set cannot be trained on, every reason. Opens every image."""
+    """Why this set cannot be trained on, every reason. Opens every image. `token`: the word that every caption must hold; empty for edits."""
     if not found.examples:
-        return [f"{found.folder} holds no images: export a training set first"]
+        return [*found.problems, f"{found.folder} holds no images: export a training set first"]
     told = [*found.problems]
     if len(found.examples) == 1:
         told.append(
             f"{found.examples[0].image.name} is the only image: one picture teaches that picture, not the character; add at least {FEW - 1} more"
         )
-    spoken = re.compile(rf"(?<!\w){re.escape(token)}(?!\w)")
-    told += [
-        f"{example.image.name}: its caption lacks the token {token!r}"
-        for example in found.examples
-        if example.caption and not spoken.search(example.caption)
-    ]
-    stems = Counter(example.image.stem.casefold() for example in found.examples)
-    told += [
-        f"{example.image.name}: another image has the same name" for example in found.examples if stems[example.image.stem.casefold()] > 1
-    ]
-    for example in found.examples:
+    if token:
+        spoken = re.compile(rf"(?<!\w){re.escape(token)}(?!\w)")
+        told += [
+            f"{example.image.name}: its caption lacks the token {token!r}"
+            for example in found.examples
+            if example.caption and not spoken.search(example.caption)
+        ]
+    if not found.controls:
+        stems = Counter(example.image.stem.casefold() for example in found.examples)
+        told += [
+            f"{example.image.name}: another image has the same name"
+            for example in found.examples
+            if stems[example.image.stem.casefold()] > 1
+        ]
+    for path in dict.fromkeys(path for example in (*found.examples, *found.held_out) for path in (example.image, *example.controls)):
         try:
-            open_image(example.image)
+            open_image(path)
         except ImageError as error:
             told.append(str(error))
     return told
@@ -115,17 +160,18 @@ def warnings(found: TrainingSet, resolution: int) -> list[str]:
     if 1 < len(found.examples) < FEW:
         told.append(f"Only {len(found.examples)} images: the LoRA will know few situations; 30 is a good number.")
     small: list[str] = []
-    seen: dict[int, str] = {}
+    seen: dict[tuple[int, tuple[str, ...]], str] = {}
     twins: list[str] = []
     for example in found.examples:
         image = open_image(example.image).image
         if image.width * image.height < 0.6 * resolution**2:
             small.append(f"{example.image.name} ({image.width} x {image.height})")
         mark = difference_hash(image)
-        twin = next((name for other, name in seen.items() if (other ^ mark).bit_count() <= TWINS_BITS), "")
+        shown = tuple(map(content_key, example.controls)) + ((example.caption,) if example.controls else ())
+        twin = next((name for (other, given), name in seen.items() if given == shown and (other ^ mark).bit_count() <= TWINS_BITS), "")
         if twin:
             twins.append(f"{example.image.name} and {twin}")
-        seen.setdefault(mark, example.image.name)
+        seen.setdefault((mark, shown), example.image.name)
     if small:
         told.append(
             f"{len(small)} images are smaller than the training size of {resolution} x {resolution} and will be enlarged: {_some(small)}."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
+from comfyui_flenwheel.flywheel.images import png_bytes, write_json, write_whole
 from comfyui_flenwheel.flywheel.project import Project, open_project
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training import run, trainset
@@ -43,6 +43,22 @@ def training_set(project: Project, count: int) -> Path:
         write_whole(folder / f"image_{number:03}.png", png_bytes(picture))
         write_whole(folder / f"image_{number:03}.txt", b"photo of ohwx_char person, front view\n")
     return folder.parent
+
+
+def triplets(project: Project, count: int, held_out: int = 0) -> Path:
+    """What Create Correction Triplets writes: photographs and darker targets."""
+    folder, rows = project.stage("qwen_training").folder, []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        photo = Image.fromarray(pixels).resize((96, 72), Image.Resampling.BICUBIC)
+        names = [f"data/source/v1/photo_{number}.png", f"data/corrections/v1/target_{number}.png"]
+        for name, picture in zip(names, (photo, photo.point(lambda value: value // 2)), strict=True):
+            write_whole(project.root / name, png_bytes(picture))
+        prompt = "make it night, keep the person identical"
+        split = "train" if number < count - held_out else "held_out"
+        rows.append({"id": f"t{number}", "source_image": names[0], "target_image": names[1], "edit_prompt": prompt, "split": split})
+    write_json(folder / "triplets.json", rows)
+    return folder
 
 
 @pytest.fixture

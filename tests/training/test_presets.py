@@ -37,3 +37,15 @@ def test_lighter_steps_down_through_the_profiles_says_what_it_changes_and_ends(s
         "profile 16 GB: resolution 1024 to 768, blocks_to_swap 0 to 10",
         "profile 12 GB: resolution 768 to 512, blocks_to_swap 10 to 18",
     ]
+
+
+def test_edits_have_presets_of_their_own(spec):
+    made = dataclasses.replace(spec, **presets.chosen("balanced", "24 GB", 50, kind="edit", architecture="qwen_image_edit"))
+    assert (made.kind, made.architecture, made.steps, made.resolution) == ("edit", "qwen_image_edit", 1500, 1024)
+    assert any("field's rule" in reason for reason in presets.reasons(made, "balanced", "24 GB", 50))
+
+
+def test_what_a_person_chose_is_never_made_heavier(spec):
+    made = dataclasses.replace(spec, engine="kohya", options={"blocks_to_swap": 15}, resolution=640)
+    smaller, words = presets.lighter(made)
+    assert smaller.options["blocks_to_swap"] == 18 and smaller.resolution == 512 and words.startswith("profile 12 GB")

@@ -19,7 +19,16 @@ ENGINES: dict[str, str] = {  # name to "module:class", in the order they are off
 
 
 class Engine(Protocol):
-    """Trains LoRAs. An instance is cheap and holds nothing."""
+    """Trains LoRAs. An instance is cheap and holds nothing.
+
+    While it trains it appends to the job: `phase` (name), `step` (step, loss, lr if known), `validation` (step, loss on held-out examples),
+    `sample` (step, prompt: its number, file), `checkpoint` (step, file), `note` (text). How much memory the run takes is measured outside, from
+    the worker's processes; an engine that knows better appends `memory` (peak_bytes, device: "cuda:0" or "cpu").
+
+    When memory runs out it raises TrainingFailed("memory", …), MemoryError or torch's OutOfMemoryError. A dry run is an ordinary short job; when
+    it fails like that the next smaller memory profile is tried. What a profile sets of an engine are rows named like its options, in the
+    table "memory" of presets.json: from the first profile to the last every value must be no heavier than the one before.
+    """
 
     name: ClassVar[str]
     uses_gpu: ClassVar[bool]
