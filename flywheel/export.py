@@ -46,14 +46,14 @@ class Exported:
         return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
 
 
-def export(good: Dataset, *, photographs: Dataset | None = None, repeats: int = 10) -> Exported:
-    """Write data/training/<version>/<repeats>_<token> <noun>/ with the good images and, where given, the photographs.
+def export(good: Dataset, *, photographs: Dataset | None = None, pristine: Dataset | None = None, repeats: int = 10) -> Exported:
+    """Write data/training/<version>/<repeats>_<token> <noun>/ with the good images and, where given, the photographs and the pristine images.
 
     Raises:
         DatasetError: there is nothing to export, or a file is gone. Nothing is written then.
         StorageError: the disk refused; the old export stays usable.
     """
-    members = [(dataset, image) for dataset in (photographs, good) if dataset for image in dataset.images]
+    members = _members(photographs, good, pristine)
     _refuse(members, good)
     stage = good.project.stage("training")
     folder = stage.folder / f"{repeats}_{good.project.instance_token} {good.project.class_noun}"
@@ -80,7 +80,7 @@ def export(good: Dataset, *, photographs: Dataset | None = None, repeats: int = 
         (stage.folder / name).unlink(missing_ok=True)
         (stage.folder / name).with_suffix(".txt").unlink(missing_ok=True)
     write_whole(stage.folder / "metadata.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    notes = tuple(_notes(good, photographs, kept_captions, stale))
+    notes = tuple(_notes(members, photographs, pristine, kept_captions, stale))
     exported = Exported(folder, len(rows), criteria(review.under_review(good.stage)), notes)
     write_json(stage.folder / "report.json", _described(exported))
     write_whole(stage.folder / "report.txt", (exported.text() + "\n").encode())
@@ -120,6 +120,12 @@ def _examples(names: Sequence[str]) -> str:
     return f"; no reason yet for {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""
 
 
+def _members(*datasets: Dataset | None) -> list[tuple[Dataset, ImageRecord]]:
+    """Every image once: a pristine one may be among the good ones as well."""
+    found = [(dataset, image) for dataset in datasets if dataset for image in dataset.images]
+    return list({image.key: (dataset, image) for dataset, image in reversed(found)}.values())[::-1]
+
+
 def _refuse(members: Sequence[tuple[Dataset, ImageRecord]], good: Dataset) -> None:
     problems: list[str] = []
     if not good.images:
@@ -154,10 +160,19 @@ def _written_before(folder: Path) -> dict[str, str]:
     return {row["file_name"]: row["generated_text"] for row in rows}
 
 
-def _notes(good: Dataset, photographs: Dataset | None, kept: Sequence[str], stale: Sequence[str]) -> Iterator[str]:
+def _notes(
+    members: Sequence[tuple[Dataset, ImageRecord]],
+    photographs: Dataset | None,
+    pristine: Dataset | None,
+    kept: Sequence[str],
+    stale: Sequence[str],
+) -> Iterator[str]:
     if photographs:
-        share = len(photographs.images) / (len(photographs.images) + len(good.images))
+        share = len(photographs.images) / len(members)
         yield f"{len(photographs.images)} photographs are part of it ({share:.0%}); the rest are edits of them."
+    if pristine:
+        own = sum(dataset is pristine for dataset, _ in members)
+        yield f"{own} of the {len(pristine.images)} pristine images add to it; the others are among the good images."
     if kept:
         yield f"{len(kept)} captions edited by hand were kept."
     if stale:

@@ -31,6 +31,11 @@ class ExportTrainingSet(io.ComfyNode):
                     tooltip="How often a kohya trainer shows each image per epoch; it reads this from the folder's name.",
                 ),
                 sockets.DATASET.Input("photographs", optional=True, tooltip="The original photos, to be trained together with the edits."),
+                sockets.DATASET.Input(
+                    "pristine",
+                    optional=True,
+                    tooltip="The picks of the strict pass (Pristine Set), for the next LoRA; each image is taken once.",
+                ),
             ],
             outputs=[
                 io.String.Output("folder", tooltip="Where the training set is."),
@@ -40,8 +45,8 @@ class ExportTrainingSet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, good: Dataset, repeats: int, photographs: Dataset | None = None) -> io.NodeOutput:
-        exported = export(good, photographs=photographs, repeats=repeats)
+    def execute(cls, good: Dataset, repeats: int, photographs: Dataset | None = None, pristine: Dataset | None = None) -> io.NodeOutput:
+        exported = export(good, photographs=photographs, pristine=pristine, repeats=repeats)
         return io.NodeOutput(str(exported.folder), exported.text(), ui=host.shown(exported.text()))
 
 

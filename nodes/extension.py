@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import curate, editors, enrich, export, identity, pairs, pictures, project, prompts, repair, review, routes, train
+from . import curate, editors, enrich, export, identity, pairs, pictures, pristine, project, prompts, repair, review, routes, train
 
 NODES: list[type[io.ComfyNode]] = [
     *project.NODES,
@@ -15,6 +15,7 @@ NODES: list[type[io.ComfyNode]] = [
     *identity.NODES,
     *review.NODES,
     *repair.NODES,
+    *pristine.NODES,
     *export.NODES,
     *train.NODES,
     *pairs.NODES,
