@@ -45,10 +45,15 @@ class EditModel:
     license: str
     files: tuple[tuple[str, str, str, str], ...]  # folder below models/, name, size, address
 
+    def named(self, folder: str) -> str:
+        """The files that belong into a folder below models/."""
+        return " and ".join(name for where, name, _, _ in self.files if where == folder)
+
 
 @dataclass(frozen=True, slots=True)
 class KnownLora:
-    """A published LoRA, recognised by its file's name. `words`: how to prompt it. `steps` and `cfg`: what a distilled one was made for."""
+    """A published LoRA, recognised by its file's name. `words`: how to prompt it; `trigger`: words to put before every such prompt. `steps` and
+    `cfg`: what a distilled one was made for. `file` and `size` are empty for a row that stands for many files."""
 
     pattern: str
     title: str
@@ -58,6 +63,9 @@ class KnownLora:
     when: str
     weight: float
     address: str
+    file: str
+    size: str
+    trigger: str = ""
     steps: int | None = None
     cfg: float | None = None
 

@@ -386,11 +386,11 @@ def _refuse_wrong_models(editor: ComfyEditor) -> None:
     elif is_qwen and inner.diffusion_model.default_ref_method == "index_timestep_zero" and row.reference_method != "index_timestep_zero":
         problems.append(f"model is Qwen-Image-Edit-2511, but {row.name} is chosen")
     if row.encoder == "qwen" and not isinstance(editor.clip.tokenizer, comfy.text_encoders.qwen_image.QwenImageTokenizer):
-        problems.append(f"clip is a {type(editor.clip.tokenizer).__name__}; load {row.files[1][1]} with type qwen_image")
+        problems.append(f"clip is a {type(editor.clip.tokenizer).__name__}; load {row.named('text_encoders')} with type qwen_image")
     wanted = editor.model.get_model_object("latent_format").latent_channels
     with contextlib.suppress(AttributeError):  # another pack's VAE may not say
         if editor.vae.latent_channels != wanted:
-            problems.append(f"vae makes {editor.vae.latent_channels} channels, the model takes {wanted}; load {row.files[2][1]}")
+            problems.append(f"vae makes {editor.vae.latent_channels} channels, the model takes {wanted}; load {row.named('vae')}")
     if problems:
         raise EditorError("\n".join(["The connected models do not belong together:", *(f"  - {problem}" for problem in problems)]))
 

@@ -22,12 +22,11 @@ import numpy as np
 from ..flywheel import lora
 from ..flywheel.errors import LoraError
 from ..flywheel.images import storage_error
+from ..flywheel.lora_registry import MARK, TRAINED
 from .errors import TrainingFailed
 from .spec import ARCHITECTURES, Architecture
 
 Sizes = Mapping[str, "tuple[int, int] | None"]  # module to (out, in) features
-
-MARK = "flenwheel."  # before our keys in a file's metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ def register(path: Path, loras: Path, project: str, kind: str, job_id: str) -> P
     Raises:
         StorageError: the disk refused.
     """
-    folder = loras / "flenwheel" / project
+    folder = loras / TRAINED / project
     content = path.read_bytes()
     for other in _versions(folder, project, kind).values():
         if other.stat().st_size == len(content) and sha256(other) == hashlib.sha256(content).hexdigest():

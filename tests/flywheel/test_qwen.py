@@ -11,7 +11,7 @@ def test_every_row_says_what_a_person_has_to_download():
         assert row.encoder in ("qwen", "text") and row.steps > 0 and row.cfg >= 1 and 1 <= row.controls <= 3 and row.license
         for folder, name, size, address in row.files:
             assert folder in ("diffusion_models", "text_encoders", "vae") and ".safetensors" in name
-            assert size.endswith(" GB") and address.startswith("https://huggingface.co/")
+            assert size.endswith(" GB") and address.startswith("https://huggingface.co/") and address.endswith(name)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from comfyui_flenwheel.flywheel.images import open_image
 from comfyui_flenwheel.flywheel.project import load_project
 
 from . import comfy
+from .conftest import lora_files
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 ENRICH, EDITOR, PREVIEW = "12", "8", "11"
@@ -110,6 +111,44 @@ def test_a_wrong_lora_stops_the_graph_before_anything_is_made(tiny, few, engine,
     outcome = comfy.run(tiny.address, lap(engine, f"wrong lora {engine}", few, LoRA_for_every_prompt__lora_name=name))
     assert outcome.status == "error" and says in outcome.error
     assert not stage(tiny, f"wrong lora {engine}").folder.exists()
+
+
+def from_registry(graph, chosen, **widgets):
+    """The graph with LoRA from Registry in the place of the LoRA for camera prompts."""
+    usual = {"strength": 1.0, "enabled": True, "when_to_use": "as usual", "tag": "@angle", "use_trigger_words": True}
+    inputs = {"lora_entry": chosen, **usual, **widgets, "loras": ["6", 0]}
+    report = {"class_type": "PreviewAny", "inputs": {"source": ["7", 2]}}
+    return {**graph, "7": {"class_type": "FLEN_LoraFromRegistry", "inputs": inputs}, "20": report}
+
+
+def test_a_lora_from_the_registry_is_found_by_name_or_its_absence_explained(tiny, few):
+    """A published one under another file name and one that a training here wrote: their strength, words and prompts are their own."""
+    loras = tiny.base / "models" / "loras"
+    trained = loras / "flenwheel" / "anna" / "anna-character-v001.safetensors"
+    trained.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"kind": "character", "project": "anna", "instance_token": "ohwx_anna", "base_model": "tiny"}
+    lora_files.save(trained, lora_files.tensors("bare", seed=3), {f"flenwheel.{name}": text for name, text in facts.items()})
+    lora_files.save(loras / "镜头转换.safetensors", lora_files.tensors("DiffSynth", seed=4))
+
+    offered = comfy.call(tiny.address, "/object_info/FLEN_LoraFromRegistry")[1]["FLEN_LoraFromRegistry"]["input"]["required"]["lora_entry"]
+    assert offered[1]["options"][0] == "anna · anna-character-v001"
+
+    camera = from_registry(lap(COMFY, "registry", few), "Multiple angles (dx8152) · Qwen-Image-Edit-2509")
+    outcome = comfy.run(tiny.address, camera)
+    assert outcome.status == "success", outcome.error
+    used = {lineage.facts["prompt"]: lineage.facts["notes"]["loras"] for lineage in Shelf(stage(tiny, "registry")).lineages.values()}
+    assert used["Change background to forest"] == ["mine x 1"] and used[CAMERA] == ["mine x 1", "镜头转换 x 1"]
+    assert "moves the camera" in outcome.text("7") and "28 layers, rank 4" in outcome.text("7")
+
+    own = from_registry(lap(COMFY, "registry own", few), "anna · anna-character-v001", strength=0.5)
+    outcome = comfy.run(tiny.address, own)
+    assert outcome.status == "success", outcome.error
+    assert "Trigger words: ohwx_anna." in outcome.text("7") and "anna-character-v001 x 0.5" in outcome.text("7")
+    assert "mine x 1, anna-character-v001 x 0.5" in outcome.text("7"), "after the stack before it"
+
+    outcome = comfy.run(tiny.address, from_registry(lap(COMFY, "registry", few), "Relight (dx8152) · Qwen-Image-Edit-2509"))
+    wanted = ("Qwen-Image-Edit-2509-Relight.safetensors (236 MB)", "huggingface.co/Comfy-Org", str(loras), "never downloads")
+    assert outcome.status == "error" and [words for words in wanted if words not in outcome.error] == []
 
 
 def test_interrupted_then_killed_then_resumed_with_the_same_bytes(tiny, few, engine):
