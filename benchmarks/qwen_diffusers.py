@@ -145,20 +145,13 @@ def _ours(editor: QwenDiffusers, cells: list[Any], side: int) -> tuple[float, li
     try:
         with editor.session() as edit:
             engine: Any = edit
-            engine._start([engine._job(order) for order in orders])
-            (
-                engine._text_encoder(),
-                engine._decoder(),
-                engine._denoiser(engine._levels(engine._job(orders[0]))),
-            )  # loading is in neither time
-            for one in {order.tags: order for order in orders}.values():
-                engine._adapters.use(engine._job(one).loras)
-            engine._adapters.use(())
-            switched = engine._adapters.switches
+            engine.load(orders[:3], lambda *_: None)  # one of each combination: loading is in neither time
+            engine.parts.adapters.use(())
+            switched = engine.parts.adapters.switches
             began = time.process_time()
             outcomes = list(engine.many(orders, lambda *_: None))
             seconds = time.process_time() - began
-            facts = {"encoded": engine.counts.encoded, "controls": engine.pixels.made, "switches": engine._adapters.switches - switched}
+            facts = {"encoded": engine.counts.encoded, "controls": engine.inputs.pixels.made, "switches": engine.parts.adapters.switches - switched}
     finally:
         latents.decode, registration.noted = decode, noted
     failed = [outcome for _, outcome in outcomes if not isinstance(outcome, Rendered)]

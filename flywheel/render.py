@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -35,7 +35,8 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a long run is. `done` counts saved images and the started share of the next; `preview` is the newest image."""
+    """Where a long run is. `done` counts saved images and the started share of the next; `preview` is the newest image; `doing`: what is
+    prepared meanwhile, in words."""
 
     done: float
     total: int
@@ -43,6 +44,7 @@ class Progress:
     eta_s: float | None
     preview: Image.Image | None = None
     name: str = ""
+    doing: str = ""
 
 
 Report = Callable[[Progress], None]  # may raise: that is how a person cancels
@@ -168,8 +170,8 @@ class _Renderer(ExitStack):
         if self.failures_in_a_row >= HOPELESS:
             raise EditorError(f"{self.editor.name} failed {HOPELESS} times in a row, the last time with: {error}") from error
 
-    def _tick(self, fraction: float = 0.0, preview: Image.Image | None = None) -> None:
-        self.report(self._progress(fraction, preview, ""))
+    def _tick(self, fraction: float = 0.0, preview: Image.Image | None = None, doing: str = "") -> None:
+        self.report(replace(self._progress(fraction, preview, ""), doing=doing))
 
     def _progress(self, fraction: float, preview: Image.Image | None, name: str) -> Progress:
         done = len(self.finished) + len(self.failed)

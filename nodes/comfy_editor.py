@@ -328,7 +328,7 @@ def _kept(store: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], make: 
     return store[key]
 
 
-def _no_tick(fraction: float = 0.0, preview: Image.Image | None = None) -> None:
+def _no_tick(fraction: float = 0.0, preview: Image.Image | None = None, doing: str = "") -> None:
     """Before a request there is nobody to tell."""
 
 

@@ -106,7 +106,8 @@ class Reporter:
 
     def _line(self, progress: Progress) -> str:
         left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None and progress.done < progress.total else ""
-        return f"{self.what}: {int(progress.done)} of {progress.total}{left}"
+        doing = f" ({progress.doing})" if progress.doing else ""
+        return f"{self.what}: {int(progress.done)} of {progress.total}{left}{doing}"
 
 
 def duration(seconds: float) -> str:

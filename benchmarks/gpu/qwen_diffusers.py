@@ -171,15 +171,14 @@ def _ours(folder: Path, device: torch.device, steps: list[int], side: int, place
             engine: Any = edit
             for controls in (1, 2, 3):
                 orders = [EditRequest(f"Make it night {n}", tuple(pictures[:controls]), n, side, side) for n in range(3)]
-                engine.prepare(orders, lambda *_: None)
-                engine._denoiser(engine._levels(engine._job(orders[0])))
+                engine.load(orders, lambda *_: None)
                 if device.type == "cuda":
-                    _randomise(engine._transformer)
+                    _randomise(engine.parts._transformer)
                 _denoised(engine, orders[0])  # warm up
                 seconds, peak = _timed(device, lambda: [_denoised(engine, order) for order in orders])  # noqa: B023 - called at once
                 forwards = count * (2 if guidance > 1 else 1)
                 yield {
-                    "who": f"ours ({engine.plan.rung}, {engine.plan.precision})",
+                    "who": f"ours ({engine.parts.plan.rung}, {engine.parts.plan.precision})",
                     "controls": controls,
                     "steps": count,
                     "seconds": seconds / len(orders),
@@ -190,9 +189,9 @@ def _ours(folder: Path, device: torch.device, steps: list[int], side: int, place
 
 def _denoised(engine: Any, order: EditRequest) -> None:
     """All that an image takes, up to its pixels; random weights make no picture the guard would pass."""
-    job = engine._job(order)
-    tokens = engine._denoise([job], lambda *_: None)
-    latents.decode(engine._decoder(), latents.unpack(tokens, job.size).nan_to_num(0))
+    job = engine.job(order)
+    tokens = engine.denoise([job], lambda *_: None)
+    latents.decode(engine.parts.vae(), latents.unpack(tokens, job.size).nan_to_num(0))
 
 
 def _peer(folder: Path, device: torch.device, steps: int, side: int) -> Any:

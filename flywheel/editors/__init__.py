@@ -59,9 +59,12 @@ class Rendered:
 
 
 class Tick(Protocol):
-    """Called by an editor at least once a second, or once a denoising step. May raise: that is how a person cancels."""
+    """Called by an editor at least once a second, or once a denoising step. May raise: that is how a person cancels.
 
-    def __call__(self, fraction: float = 0.0, preview: Image.Image | None = None) -> None: ...
+    `fraction` of this image, 0…1. `doing`: words for what takes long besides making it, such as "loading the transformer: 40%".
+    """
+
+    def __call__(self, fraction: float = 0.0, preview: Image.Image | None = None, doing: str = "") -> None: ...
 
 
 Edit = Callable[[EditRequest, Tick], Rendered]

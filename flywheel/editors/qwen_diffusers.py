@@ -177,7 +177,7 @@ class QwenDiffusers(QwenOptions):
         import torch
 
         from .qwen import memory
-        from .qwen.engine import row_of
+        from .qwen.jobs import row_of
         from .qwen.latents import PATCH
 
         device = torch.device(self.device or _best_device(torch))
@@ -234,7 +234,8 @@ class QwenDiffusers(QwenOptions):
         self.fits(model)
         import torch
 
-        from .qwen.engine import Engine, Settings
+        from .qwen.engine import Engine
+        from .qwen.jobs import Settings
 
         if self.make_room:
             self.make_room()

@@ -57,7 +57,7 @@ def transformer(
     modulation.install(made, tables, device=device)
     files = TensorFiles(model.files("transformer"))
     _refuse_strangers(made, files, model)
-    kept = _kept(model, precision, cache)
+    kept = _kept(model, "transformer", precision, cache)
     if kept and kept.is_file():
         _restore(made, kept, sizes, precision, dtype, device, progress)
     else:
@@ -67,15 +67,38 @@ def transformer(
     return made.requires_grad_(False).eval(), dict(sizes)
 
 
-def text_encoder(model: ModelFolder, *, precision: Precision, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """The text encoder without its vocabulary head. Quantised on the way to `device`; the vision tower stays as it is."""
+def text_encoder(
+    model: ModelFolder,
+    *,
+    precision: Precision,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    cache: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Any:
+    """The text encoder without its vocabulary head. Quantised on the way to `device`, and kept in `cache`; the vision tower stays as it is."""
     import transformers
+    from accelerate import init_empty_weights
 
+    folder = str(model.root / "text_encoder")
     name = (model.config("text_encoder").get("architectures") or ["Qwen2_5_VLForConditionalGeneration"])[0]
-    made: Any = getattr(transformers, name).from_pretrained(str(model.root / "text_encoder"), dtype=dtype, local_files_only=True)
-    made.lm_head = nn.Identity()
-    if precision != "as stored":
-        quantised.quantise(made, precision, skip=("model.visual", *ENCODER_FULL), dtype=dtype, device=device)
+    kept = _kept(model, "text_encoder", precision, cache)
+    if kept and kept.is_file():
+        with init_empty_weights():
+            made: Any = getattr(transformers, name)(transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
+        made.lm_head = nn.Identity()
+        sizes = {path: (layer.out_features, layer.in_features) for path, layer in made.named_modules() if isinstance(layer, nn.Linear)}
+        _restore(made, kept, sizes, precision, dtype, device, progress)
+    else:
+        progress(0, 1)
+        made = getattr(transformers, name).from_pretrained(folder, dtype=dtype, local_files_only=True)
+        made.lm_head = nn.Identity()
+        if precision != "as stored":
+            skip = ("model.visual", *ENCODER_FULL)
+            quantised.quantise(made, precision, skip=skip, dtype=dtype, device=device, progress=progress)
+        if kept:
+            keep(made, kept, {"precision": precision, "model": model.key("text_encoder")})
+        progress(1, 1)
     return made.requires_grad_(False).eval().to(device)
 
 
@@ -157,10 +180,11 @@ def _put(made: Any, name: str, layer: nn.Module) -> None:
 # --- made once --------------------------------------------------------------------------------------------------------------------------
 
 
-def _kept(model: ModelFolder, precision: Precision, cache: Path | None) -> Path | None:
+def _kept(model: ModelFolder, part: str, precision: Precision, cache: Path | None) -> Path | None:
     if cache is None or precision == "as stored":
         return None
-    return cache / "quantised" / f"{model.root.name}-{precision}-{value_key([model.key('transformer'), precision])}.safetensors"
+    what = f"{model.root.name}-{precision}" if part == "transformer" else f"{model.root.name}-{part}-{precision}"
+    return cache / "quantised" / f"{what}-{value_key([model.key(part), precision])}.safetensors"
 
 
 def keep(made: Any, path: Path, facts: dict[str, str]) -> None:

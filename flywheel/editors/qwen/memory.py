@@ -107,12 +107,11 @@ def plan(
 
 def _precisions(asked: str, device: torch.device) -> list[tuple[Precision, Precision]]:
     """Of transformer and text encoder, the best first. The text encoder bears 4 bits best."""
-    has_nf4 = device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
     if asked == "auto":
         small: list[tuple[Precision, Precision]] = [("as stored", "nf4"), ("fp8", "fp8"), ("fp8", "nf4"), ("nf4", "nf4")]
-        return [("as stored", "as stored"), *[pair for pair in small if device.type != "cpu" and (has_nf4 or "nf4" not in pair)]]
+        return [("as stored", "as stored"), *[pair for pair in small if device.type != "cpu" and (has_nf4(device) or "nf4" not in pair)]]
     kind: Any = asked
-    return [(kind, kind), (kind, "nf4")] if has_nf4 and asked in ("fp8", "int8") else [(kind, kind)]
+    return [(kind, kind), (kind, "nf4")] if has_nf4(device) and asked in ("fp8", "int8") else [(kind, kind)]
 
 
 def _transformer(model: ModelFolder, precision: str, size: float) -> float:
@@ -135,6 +134,11 @@ def _text_encoder(model: ModelFolder, precision: str, size: float) -> float:
         small = len(shape) == 2 and "visual" not in name and "embed" not in name
         total += prod(shape) * (BYTES[precision] if precision in BYTES and small else size)
     return total
+
+
+def has_nf4(device: torch.device) -> bool:
+    """Whether weights may be kept in 4 bits there."""
+    return device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
 def free_gib(device: torch.device) -> float | None:

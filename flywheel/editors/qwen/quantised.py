@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -98,14 +98,23 @@ def _within(stored: Mapping[str, torch.Tensor], prefix: str) -> Iterator[tuple[s
             yield name.removeprefix(prefix), tensor
 
 
-def quantise(root: nn.Module, kind: Kind, *, skip: Sequence[str] = (), dtype: torch.dtype, device: torch.device | str) -> int:
+def quantise(
+    root: nn.Module,
+    kind: Kind,
+    *,
+    skip: Sequence[str] = (),
+    dtype: torch.dtype,
+    device: torch.device | str,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> int:
     """Replace the linear layers below `root` in place, except those whose name starts with one of `skip`; returns how many."""
     chosen = [
         (name, module)
         for name, module in root.named_modules()
         if type(module) is nn.Linear and not name.startswith(tuple(skip)) and fits(module.in_features, kind)
     ]
-    for name, module in chosen:
+    for done, (name, module) in enumerate(chosen):
+        progress(done, len(chosen))
         parent, _, last = name.rpartition(".")
         bias = dict(module.named_parameters(recurse=False)).get("bias")
         setattr(

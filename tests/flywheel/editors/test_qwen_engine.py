@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from comfyui_flenwheel.flywheel import lora  # noqa: E402
 from comfyui_flenwheel.flywheel.candidates import Shelf  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, Foresighted, Rendered  # noqa: E402
-from comfyui_flenwheel.flywheel.editors.qwen import memory  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen import memory, pulse  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers  # noqa: E402
 from comfyui_flenwheel.flywheel.enrich import enrich  # noqa: E402
@@ -33,7 +33,7 @@ class Cancelled(BaseException):
     pass
 
 
-def silent(fraction=0.0, preview=None):
+def silent(fraction=0.0, preview=None, doing=""):
     pass
 
 
@@ -71,13 +71,13 @@ def make(editor, order, tick=silent) -> Rendered:
 
 def hooked(session, hook):
     """Call `hook` before the transformer's first block, in every transformer this session loads."""
-    arranged = session._arranged
+    arranged = session.parts._arranged
 
     def with_hook(made, away):
         made.transformer_blocks[0].register_forward_pre_hook(lambda *_: hook())
         arranged(made, away)
 
-    session._arranged = with_hook
+    session.parts._arranged = with_hook
 
 
 # --- the image --------------------------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_a_batch_is_the_same_as_its_images_one_by_one(editor, photo, loras, tmp_
     with editor.session() as edit:
         together = dict(edit.many(orders, silent))
         assert [edit.counts.loads.count(part) for part in ("text_encoder", "vae", "transformer")] == [1, 1, 1]
-        assert edit._adapters.switches == 2  # camera prompts use both LoRAs, the others one
+        assert edit.parts.adapters.switches == 2  # camera prompts use both LoRAs, the others one
     alone = dataclasses.replace(editor, at_once=1, cache=tmp_path / "other")
     for order in orders:
         assert np.abs(pixels(together[order].image) - pixels(make(alone, order).image)).max() <= 1
@@ -232,26 +232,41 @@ def test_a_plan_with_two_stacked_loras_is_made_interrupted_and_resumed(editor, l
 # --- people and their machines ----------------------------------------------------------------------------------------------------------
 
 
-def test_cancelling_works_within_a_step_and_the_session_goes_on(editor, photo):
+def test_cancelling_works_within_a_step_and_the_session_goes_on(editor, photo, monkeypatch):
+    """Between two blocks of one step, not only between steps: the model has more than one, so the second is never reached."""
+    monkeypatch.setattr(pulse, "TICK_S", 0.0)
     with editor.session() as edit:
         whole = edit(asked(photo), silent)
-        hooked(edit, lambda: time.sleep(0.3))
-        edit._drop_transformer()  # loads again, now slow
+        reached, steps = [], []
+        blocks = edit.parts._transformer.transformer_blocks
+        for number, block in enumerate(blocks):
+            block.register_forward_hook(lambda *_, number=number: reached.append(number))
 
-        def cancel(fraction=0.0, preview=None):
-            if fraction == 0.0 and edit._transformer is not None:
+        def cancel(fraction=0.0, preview=None, doing=""):
+            steps.append(fraction)
+            if reached:
                 raise Cancelled
 
-        began = time.monotonic()
         with pytest.raises(Cancelled):
             edit(asked(photo, seed=2), cancel)
-        assert time.monotonic() - began < 1.0
+        assert reached == [0] and len(blocks) > 1 and set(steps) == {0.0}
         assert (pixels(edit(asked(photo), silent).image) == pixels(whole.image)).all()
+
+
+def test_the_tick_comes_four_times_a_second_not_with_every_block(monkeypatch):
+    clock, ticks = [1000.0], []
+    monkeypatch.setattr(pulse, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    beats = pulse.Pulse(torch.device("cpu"))
+    beats.begin(lambda *_, **__: ticks.append(clock[0]), 4)
+    for _ in range(100):
+        clock[0] += 0.02
+        beats.block()
+    assert 6 <= len(ticks) <= 8  # of two seconds
 
 
 def test_previews_come_with_every_step_and_grow_clearer(editor, photo):
     shown = []
-    made = make(editor, asked(photo), lambda fraction=0.0, preview=None: preview and shown.append((fraction, preview)))
+    made = make(editor, asked(photo), lambda fraction=0.0, preview=None, doing="": preview and shown.append((fraction, preview)))
     assert [fraction for fraction, _ in shown] == pytest.approx([0.2375, 0.475, 0.7125, 0.95])
     assert {preview.size for _, preview in shown} == {(8, 8)} and made.image.size == (SIDE, SIDE)
 

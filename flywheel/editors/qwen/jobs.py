@@ -1,0 +1,143 @@
+"""What a request comes to: the words that are encoded, the LoRAs that go with it, sizes, steps; and the order in which a batch switches least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ... import lora, qwen
+from ...errors import EditorError
+from .. import EditRequest
+from . import denoise, latents
+from .models import ModelFolder
+
+ASPECT_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a model is to be used; see the fields of the editor, which explain each."""
+
+    steps: int  # 0: what suits the model and its LoRAs; so with the next two
+    guidance: float
+    schedule: str
+    guided_share: float
+    negative_prompt: str
+    control_megapixels: float
+    at_once: int
+    precision: str
+    memory: str
+    device: torch.device
+    dtype: torch.dtype
+    block_cache: float
+    compile: bool
+    cache: Path | None
+    name: str = "qwen_diffusers"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request with what its words ask for: the prompt that is encoded, the LoRAs that go with it and what these need. `sizes` of its controls, px."""
+
+    request: EditRequest
+    prompt: str
+    loras: tuple[lora.StackedLora, ...]
+    sizes: tuple[tuple[int, int], ...]
+    steps: int
+    guidance: float
+    lightning: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.request.width, self.request.height
+
+    @property
+    def shapes(self) -> tuple[denoise.Shape, ...]:
+        return tuple(latents.shape_of(size) for size in (self.size, *self.sizes))
+
+    @property
+    def tokens(self) -> int:
+        return sum(rows * columns for _, rows, columns in self.shapes)
+
+    @property
+    def batch(self) -> object:
+        """Jobs of equal value here may be made at once."""
+        return self.combination, self.shapes, self.steps, self.guidance
+
+    @property
+    def combination(self) -> tuple[tuple[str, float], ...]:
+        return tuple((one.key, one.weight) for one in self.loras)
+
+
+@dataclass
+class Counts:
+    """What a session did, for its report and for measuring."""
+
+    images: int = 0
+    seconds: float = 0.0
+    loads: list[str] = field(default_factory=list)
+    encoded: int = 0
+
+
+def job_of(
+    request: EditRequest,
+    settings: Settings,
+    stack: lora.LoraStack,
+    row: qwen.EditModel,
+    size_of: Callable[[EditRequest, int], tuple[int, int]],
+) -> Job:
+    """`size_of` answers with the size of a request's control as the file has it.
+
+    Raises:
+        EditorError: this editor cannot make such an image; says why.
+    """
+    if not 1 <= len(request.controls) <= 3:
+        raise EditorError(
+            f"{settings.name} takes 1 to 3 control images and got {len(request.controls)} for {request.label or request.prompt!r}."
+        )
+    if request.width % latents.PATCH or request.height % latents.PATCH or min(request.width, request.height) < latents.PATCH:
+        raise EditorError(f"{request.width} x {request.height} px cannot be made: both sides must be multiples of {latents.PATCH}.")
+    loras = stack.for_prompt(request.prompt, request.tags)
+    sizes = tuple(_control_size(request, n, size_of(request, n), settings.control_megapixels) for n in range(len(request.controls)))
+    steps, guidance = qwen.steps_and_cfg(row, loras, settings.steps, settings.guidance)
+    lightning = settings.schedule == "lightning" or (settings.schedule == "auto" and is_distilled(loras))
+    return Job(request, lora.with_triggers(request.prompt, loras), loras, sizes, steps, guidance, lightning)
+
+
+def _control_size(request: EditRequest, number: int, size: tuple[int, int], megapixels: float) -> tuple[int, int]:
+    width, height = size
+    if max(size) > ASPECT_MAX * min(size):
+        name = request.controls[number].path.name
+        raise EditorError(f"{name} is {width} x {height} px; more than {ASPECT_MAX} to 1 is not edited. Crop it.")
+    return qwen.control_size(width, height, (request.width, request.height), megapixels)
+
+
+def ordered(jobs: Sequence[Job]) -> list[Job]:
+    """One pass per LoRA combination, like sizes beside each other."""
+    first = {job.combination: place for place, job in reversed(list(enumerate(jobs)))}
+    return sorted(jobs, key=lambda job: (first[job.combination], job.size, job.sizes))
+
+
+def groups(jobs: Sequence[Job], at_once: int) -> Iterator[list[Job]]:
+    """Neighbours that may share a batch: the same LoRAs and shapes."""
+    group: list[Job] = []
+    for job in jobs:
+        if group and (len(group) >= at_once or job.batch != group[0].batch):
+            yield group
+            group = []
+        group.append(job)
+    if group:
+        yield group
+
+
+def row_of(model: ModelFolder) -> qwen.EditModel:
+    """What is known of the model in a folder: 2511 and later modulate their controls at time zero."""
+    return qwen.models()["Qwen-Image-Edit-2511" if model.config("transformer").get("zero_cond_t") else "Qwen-Image-Edit-2509"]
+
+
+def is_distilled(loras: Iterable[lora.StackedLora]) -> bool:
+    """Whether one of them was made for few steps, which need the schedule it was made with."""
+    return any(row.steps for one in loras if (row := qwen.known(one.name)))
