@@ -171,7 +171,7 @@ def _ours(folder: Path, device: torch.device, steps: list[int], side: int, place
             engine: Any = edit
             for controls in (1, 2, 3):
                 orders = [EditRequest(f"Make it night {n}", tuple(pictures[:controls]), n, side, side) for n in range(3)]
-                engine.load(orders, lambda *_: None)
+                engine.load(orders, _silent)
                 if device.type == "cuda":
                     _randomise(engine.parts._transformer)
                 _denoised(engine, orders[0])  # warm up
@@ -190,7 +190,7 @@ def _ours(folder: Path, device: torch.device, steps: list[int], side: int, place
 def _denoised(engine: Any, order: EditRequest) -> None:
     """All that an image takes, up to its pixels; random weights make no picture the guard would pass."""
     job = engine.job(order)
-    tokens = engine.denoise([job], lambda *_: None)
+    tokens = engine.denoise([job], _silent)
     latents.decode(engine.parts.vae(), latents.unpack(tokens, job.size).nan_to_num(0))
 
 

@@ -19,13 +19,16 @@ PATCH = 16  # px per token: 8 of the VAE times 2 of the packing
 def single_frame(vae: Any) -> int:
     """Make the VAE's causal 3-D convolutions compute a lone frame in 2-D; returns how many.
 
-    A lone frame is padded with two empty ones, so only the last slice of a kernel ever meets it. Exact, and 2.4 to 2.7 times faster.
+    A lone frame is padded with two empty ones, so only the last slice of a kernel ever meets it. Exact, and 2.4 to 2.7 times faster. On a CPU the
+    normalisation too is computed another way: torch's norm over channels took more than half of the time that was left.
     """
-    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d, QwenImageRMS_norm
 
     convolutions = [module for module in vae.modules() if isinstance(module, QwenImageCausalConv3d)]
     for convolution in convolutions:
         convolution.forward = MethodType(_convolve, convolution)
+    for norm in [module for module in vae.modules() if isinstance(module, QwenImageRMS_norm)]:
+        norm.forward = MethodType(_normalise, norm)
     return len(convolutions)
 
 
@@ -35,6 +38,14 @@ def _convolve(self: Any, x: torch.Tensor, cache_x: torch.Tensor | None = None) -
     pad = self._padding[:4]
     frame = F.pad(x[:, :, 0], pad) if any(pad) else x[:, :, 0]
     return F.conv2d(frame, self.weight[:, :, -1], self.bias, self.stride[1:], 0, self.dilation[1:], self.groups).unsqueeze(2)
+
+
+def _normalise(self: Any, x: torch.Tensor) -> torch.Tensor:
+    if x.device.type != "cpu" or not self.channel_first:
+        return type(self).forward(self, x)
+    wide = x.float()
+    length = wide.square().sum(dim=1, keepdim=True).sqrt_().clamp_min_(1e-12)
+    return (wide / length).to(x.dtype) * self.scale * self.gamma + self.bias
 
 
 @torch.no_grad()
