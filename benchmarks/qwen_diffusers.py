@@ -179,7 +179,7 @@ class Loops:
         pipeline._get_qwen_prompt_embeds = embeds
 
     def plain(self) -> Result:
-        return self._measured(self.cells, lambda cell, photo: {"prompt": cell.prompt, "negative_prompt": " "})
+        return self._measured(self.cells, lambda cell, _: {"prompt": cell.prompt, "negative_prompt": " "})
 
     def careful(self) -> Result:
         kept: dict[tuple[str, str], torch.Tensor] = {}

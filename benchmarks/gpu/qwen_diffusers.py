@@ -194,6 +194,10 @@ def _denoised(engine: Any, order: EditRequest) -> None:
     latents.decode(engine.parts.vae(), latents.unpack(tokens, job.size).nan_to_num(0))
 
 
+def _silent(*_: Any, **__: Any) -> None:
+    pass
+
+
 def _peer(folder: Path, device: torch.device, steps: int, side: int) -> Any:
     """The pipeline in bf16 with its largest part brought in group by group: what fits under the cap without quantising."""
     import diffusers

@@ -8,6 +8,7 @@ from comfyui_flenwheel.flywheel import lora  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen import adapters, quantised  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import EditorError, LoraError  # noqa: E402
 
+from ..lora_files import STYLES, save, tensors  # noqa: E402
 from .qwen_tiny import linears, lora_file  # noqa: E402
 from .test_qwen_modulation import fresh, predicted  # noqa: E402
 
@@ -137,6 +138,23 @@ def test_alpha_and_factored_lokr_are_exact(tiny, tmp_path, style):
         expected.get_submodule(name).weight += delta
     stacks_of(transformer).use(stacked((path, 1.0)))
     assert (output(transformer) - output(expected)).abs().max() < 2e-6
+
+
+def test_every_style_of_lora_is_the_same_lora(tiny, tmp_path):
+    """All fifteen spellings of one LoRA on all 28 layers of the blocks, timestep layers too: the same weights arrive, and they are used."""
+    transformer, made = fresh(tiny), []
+    bare, stacks, layers = output(transformer), stacks_of(transformer), linears(transformer)
+    for number, style in enumerate(STYLES):
+        (one,) = stacked((save(tmp_path / f"{number}.safetensors", tensors(style, size=0.1)), 1.0))
+        made.append(adapters.read(one, layers, "tiny"))
+        stacks.use([one])
+        made[-1]["output"] = (output(transformer),)
+    assert len(STYLES) == 15 and all(set(weights) == set(made[0]) and len(weights) == 29 for weights in made)
+    for weights in made[1:]:
+        for name, parts in weights.items():
+            for ours, first in zip(parts, made[0][name], strict=True):
+                assert torch.allclose(ours, first, rtol=1e-6, atol=1e-6), name
+    assert (made[0]["output"][0] - bare).abs().max() > 1e-3
 
 
 def test_what_cannot_be_stacked_is_named(tiny, tmp_path):

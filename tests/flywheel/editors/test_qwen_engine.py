@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 from comfyui_flenwheel.flywheel import lora  # noqa: E402
 from comfyui_flenwheel.flywheel.candidates import Shelf  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, Foresighted, Rendered  # noqa: E402
-from comfyui_flenwheel.flywheel.editors.qwen import memory, pulse  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen import load, memory, pulse, quantised  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers  # noqa: E402
 from comfyui_flenwheel.flywheel.enrich import enrich  # noqa: E402
@@ -294,6 +295,81 @@ def test_out_of_memory_steps_down_says_so_and_makes_the_same_image(editor, photo
         assert made.notes["memory"] == after.notes["memory"] == rung
         assert (pixels(made.image) == pixels(expected.image)).all()
         assert caplog.text.count("Memory ran out") == failures and "made again" in caplog.text
+
+
+def test_in_turns_text_encoder_and_transformer_are_never_there_together(editor, photo, monkeypatch):
+    there = []
+    with editor.session() as edit:
+        for part in ("text_encoder", "transformer"):
+            make_part = getattr(load, part)
+
+            def watched(*args, part=part, make_part=make_part, **options):
+                there.append((part, edit.parts._text is not None, edit.parts._transformer is not None))
+                return make_part(*args, **options)
+
+            monkeypatch.setattr(load, part, watched)
+        hooked(edit, out_of_memory(1))
+        assert edit(asked(photo), silent).notes["memory"] == "in turns"
+        assert edit.parts._text is None
+        edit(asked(photo, "Make it night"), silent)  # other words: the text encoder comes back, and the transformer goes for it
+    assert there == [
+        ("text_encoder", False, False),
+        ("transformer", True, False),  # resident, until memory ran out
+        ("transformer", False, False),
+        ("text_encoder", False, False),
+        ("transformer", False, False),
+    ]
+
+
+def test_the_rung_of_4_bits_loads_4_bits(editor, photo):
+    pytest.importorskip("bitsandbytes")
+    with editor.session() as edit:
+        edit.load([asked(photo)], silent)
+        assert quantised.kinds(edit.parts._transformer) == set()
+        edit.parts.ladder = memory.Ladder("resident", has_nf4=True)  # as on a card; the CPU's ladder has no such rung
+        edit.parts.drop_transformer()
+        hooked(edit, out_of_memory(2))
+        made = edit(asked(photo), silent)
+        assert made.notes["memory"] == "nf4" and made.notes["precision"] == "nf4"
+        assert quantised.kinds(edit.parts._transformer) == {"nf4"}
+    assert list((editor.cache / "quantised").glob("tiny-nf4-*"))  # made once
+
+
+def test_streamed_blocks_are_on_the_card_for_their_turn_only(editor, photo, monkeypatch):
+    moves = []
+    with dataclasses.replace(editor, memory="streamed").session() as edit:
+        edit.load([asked(photo)], silent)
+        for number, block in enumerate(edit.parts._transformer.transformer_blocks):
+            to = block.to
+            monkeypatch.setattr(block, "to", lambda where, number=number, to=to: moves.append((number, str(where))) or to(where))
+        edit(asked(photo), silent)
+    one_pass = [(0, "cpu"), (0, "cpu"), (1, "cpu"), (1, "cpu")]  # to the device, which is the CPU here, and back
+    assert moves == one_pass * editor.steps
+
+
+def test_without_bitsandbytes_the_rung_of_4_bits_is_left_out(monkeypatch):
+    monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
+    assert not memory.has_nf4(torch.device("cuda"))
+    assert memory.Ladder("resident", has_nf4=False).rungs == ("resident", "in turns", "streamed")
+
+
+def test_what_is_loaded_and_quantised_is_told_and_kept(editor, photo, monkeypatch):
+    editor, told = dataclasses.replace(editor, precision="int8"), []
+    first = make(editor, asked(photo), lambda fraction=0.0, preview=None, doing="": doing and told.append(doing))
+    for what in ("loading the text encoder", "making modulation tables", "loading the transformer (int8)"):
+        shares = [int(line.rpartition(" ")[2].rstrip("%")) for line in told if line.startswith(what)]
+        assert shares[0] == 0 and shares == sorted(shares), what
+        assert shares[-1] == 100 or what == "making modulation tables"
+    shutil.rmtree(editor.cache / "words")
+    monkeypatch.setattr(quantised, "linear", None)  # nothing may be quantised a second time, nor the text encoder
+    again = make(editor, asked(photo))
+    assert (pixels(first.image) == pixels(again.image)).all()
+
+
+def test_a_person_who_watches_an_enrichment_sees_what_is_loaded(editor, sources):
+    seen = []
+    enrich(sources, PromptSet(("Make it night",)), editor, megapixels=0.004, limit=1, report=lambda progress: seen.append(progress.doing))
+    assert any(doing.startswith("loading the transformer") for doing in seen) and seen[-1] == ""
 
 
 def test_at_the_bottom_of_the_ladder_only_this_image_fails(editor, photo):
