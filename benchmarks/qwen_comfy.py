@@ -51,7 +51,7 @@ from comfyui_flenwheel.flywheel import candidates, enrich, lora, prompts, qwen  
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord  # noqa: E402
 from comfyui_flenwheel.flywheel.images import content_key, open_image  # noqa: E402
 from comfyui_flenwheel.flywheel.project import open_project  # noqa: E402
-from comfyui_flenwheel.nodes import comfy_editor, host  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_engine, host  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("tiny_qwen", ROOT / "tests" / "nodes" / "tiny_qwen" / "__init__.py")
 assert spec and spec.loader
@@ -116,8 +116,8 @@ def ours(dataset, loras):
     stack = lora.LoraStack()
     for (path, weight), when in zip(loras, (lora.ALWAYS, "camera"), strict=True):
         stack = stack.plus(lora.stacked(path, weight, when))
-    editor = comfy_editor.ComfyEditor(
-        qwen.models()["Qwen-Image-Edit-2511"], MODEL, CLIP, VAE, "bench", comfy_editor.Options(STEPS, CFG), stack
+    editor = comfy_engine.ComfyEditor(
+        qwen.models()["Qwen-Image-Edit-2511"], MODEL, CLIP, VAE, "bench", comfy_engine.Options(STEPS, CFG), stack
     )
     enrich.enrich(dataset, PROMPTS, editor, seed=1, megapixels=MEGAPIXELS)
     shelf = candidates.Shelf(dataset.project.stage("enriched"))

@@ -42,7 +42,7 @@ from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus  # noqa: E402
 from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
-from comfyui_flenwheel.nodes import comfy_editor, host  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_engine, host  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("tiny_qwen", HERE / "tiny_qwen" / "__init__.py")
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -50,7 +50,7 @@ spec.loader.exec_module(importlib.util.module_from_spec(spec))
 where = folder_paths.get_full_path_or_raise
 SIZE = (128, 160)
 CONTROL = Path(BASE) / "control.png"
-OPTIONS = comfy_editor.Options(steps=2, cfg=2.0)
+OPTIONS = comfy_engine.Options(steps=2, cfg=2.0)
 
 
 def load():
@@ -70,7 +70,7 @@ def editor(row="Qwen-Image-Edit-2511", model="2511", vae="vae", loras=(), option
     stack = lora.LoraStack()
     for one in loras:
         stack = stack.plus(one)
-    return comfy_editor.ComfyEditor(
+    return comfy_engine.ComfyEditor(
         qwen.models()[row], patched or MODELS[model], MODELS["clip"], MODELS[vae], "graph", options, stack, tuple(extras)
     )
 
@@ -194,9 +194,9 @@ def per_prompt():
 
 def lightning_sets_the_steps():
     fast = one("Qwen-Image-Edit-2511-Lightning-4steps-V1.0")
-    made_by = editor(loras=[fast], options=comfy_editor.Options())
+    made_by = editor(loras=[fast], options=comfy_engine.Options())
     notes = make(made_by).notes
-    return [notes["steps"], notes["cfg"], editor(options=comfy_editor.Options()).fingerprint()["steps"]]
+    return [notes["steps"], notes["cfg"], editor(options=comfy_engine.Options()).fingerprint()["steps"]]
 
 
 def lokr():
@@ -255,7 +255,7 @@ def controls():
         "extra": apart(pixels(editor(extras=[extra])), pictures[0])[0],
         "ranges": [list(editor().controls), list(editor(extras=[extra, extra]).controls)],
         "sizes": [list(make(editor(), request(size=size)).image.size) for size in ((64, 64), (96, 256), (272, 80))],
-        "smaller control": apart(pixels(editor(options=comfy_editor.Options(2, 2.0, control_megapixels=0.01))), pictures[0])[0],
+        "smaller control": apart(pixels(editor(options=comfy_engine.Options(2, 2.0, control_megapixels=0.01))), pictures[0])[0],
     }
 
 
@@ -268,7 +268,7 @@ def progress():
         seen.append(fraction)
         previews.extend([list(preview.size)] if preview else [])
 
-    make(editor(options=comfy_editor.Options(4, 2.0)), tick=watch)
+    make(editor(options=comfy_engine.Options(4, 2.0)), tick=watch)
     asked = []
 
     class Cancelled(BaseException):
@@ -280,7 +280,7 @@ def progress():
             raise Cancelled
 
     try:
-        make(editor(options=comfy_editor.Options(20, 2.0)), tick=cancel)
+        make(editor(options=comfy_engine.Options(20, 2.0)), tick=cancel)
     except Cancelled:
         ended = time.monotonic() - asked[0]
     return {"grows": seen == sorted(seen), "last": seen[-1], "ticks": len(seen), "previews": previews, "cancelled after s": round(ended, 3)}

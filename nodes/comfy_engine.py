@@ -1,0 +1,358 @@
+"""Editing with the models ComfyUI has loaded: any MODEL, CLIP and VAE that its own or another pack's loaders bring, patched or quantised.
+
+Never loads or frees a model: ComfyUI's memory manager does. What is left to us is asking in an order that makes it change over seldom: many
+prompts are encoded before the model is needed, and images that use the same LoRAs are made one after another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.text_encoders.qwen_image
+import latent_preview
+import node_helpers
+import torch
+from comfy_extras.nodes_cfg import CFGNorm
+from comfy_extras.nodes_flux import get_schedule
+from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
+from PIL import Image
+
+from ..flywheel import lora, qwen, registration
+from ..flywheel.editors import ControlRef, Edit, EditRequest, Rendered, Tick
+from ..flywheel.errors import EditorError
+from ..flywheel.images import open_image, value_key
+from ..flywheel.qwen import EditModel
+from . import host
+from .comfy_loras import applied, fitted
+
+VERSION = "1"  # raise it when the same request gives other pixels
+LOOKAHEAD = 32  # prompts encoded before the model is needed: about 10 MB of memory each
+KEPT = 16  # control images, and negative prompts, whose encoding is kept
+MAX_TOKENS = 1024  # of a prompt without its pictures: what Qwen-Image was trained with
+BLACK = 3 / 255  # brightest value of a picture that counts as black
+_OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
+_BLACK_CAUSES = (
+    "Known causes: SageAttention (start ComfyUI without --use-sage-attention), a VAE in half precision (--fp32-vae), a VAE or text encoder"
+    " of another model, or a LoRA with too much weight."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The numbers of an edit; 0 stands for what suits the model and its LoRAs."""
+
+    steps: int = 0
+    cfg: float = 0.0
+    sampler: str = "euler"
+    negative_prompt: str = ""
+    control_megapixels: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComfyEditor:
+    """An editor of connected models. `graph` is the fingerprint of what is above the sockets; `extras` are Pictures 2 and 3 of every request."""
+
+    row: EditModel
+    model: Any  # comfy.model_patcher.ModelPatcher
+    clip: Any  # comfy.sd.CLIP
+    vae: Any  # comfy.sd.VAE
+    graph: str
+    options: Options = field(default_factory=Options)
+    loras: lora.LoraStack = field(default_factory=lora.LoraStack)
+    extras: tuple[tuple[str, Image.Image], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def controls(self) -> range:
+        return range(1, self.row.controls - len(self.extras) + 1)
+
+    def fingerprint(self) -> dict[str, str]:
+        return self._fingerprint(tuple(self.loras))
+
+    def fingerprint_for(self, request: EditRequest) -> dict[str, str]:
+        return self._fingerprint(self.loras.for_prompt(request.prompt, request.tags))
+
+    def group(self, request: EditRequest) -> str:
+        return lora.fingerprint(self.loras.for_prompt(request.prompt, request.tags))
+
+    def _fingerprint(self, loras: tuple[lora.StackedLora, ...]) -> dict[str, str]:
+        steps, cfg = qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
+        told = {
+            "editor": f"comfyui {VERSION}",
+            "model": value_key([self.row.name, self.row.shift, self.row.reference_method, self.row.cfg_norm, self.row.guidance]),
+            "graph": self.graph,
+            "steps": str(steps),
+            "cfg": f"{cfg:g}",
+            "sampler": f"{self.options.sampler} {self.row.schedule}",
+            "negative": self.options.negative_prompt,
+            "control_megapixels": f"{self.options.control_megapixels:g}",
+            "loras": lora.fingerprint(loras),
+        }
+        return told | {f"picture_{place}": key for place, (key, _) in enumerate(self.extras, 2)}
+
+    @contextmanager
+    def session(self) -> Iterator[Edit]:
+        yield _Session(self)
+
+
+class _Pulse:
+    """Lets a person cancel between two blocks of the model. The model holds it, so it must not hold the session that holds the model."""
+
+    def __init__(self) -> None:
+        self.tick: Tick = _no_tick
+        self.fraction = 0.0
+
+    def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
+        self.tick(self.fraction)
+        return state
+
+
+class _Session:
+    """Makes the images of one run. Everything that can be refused is refused before the first of them."""
+
+    def __init__(self, editor: ComfyEditor) -> None:
+        self.editor, self.row, self.options = editor, editor.row, editor.options
+        refuse_wrong_models(editor)
+        self.fits = {one: fitted(editor.model, one, self.row.name) for one in dict.fromkeys(editor.loras)}
+        self.pulse = _Pulse()
+        self.base = self._prepared(editor.model)
+        self.patched: tuple[tuple[lora.StackedLora, ...], Any] = ((), self.base)
+        self.coming: list[EditRequest] = []
+        self.positives: dict[tuple[Any, ...], Any] = {}
+        self.negatives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self.pictures: OrderedDict[tuple[Any, ...], _Picture] = OrderedDict()
+
+    def expect(self, requests: Sequence[EditRequest]) -> None:
+        self.coming = list(requests)
+
+    def __call__(self, request: EditRequest, tick: Tick) -> Rendered:
+        self.pulse.tick, self.pulse.fraction = tick, 0.0
+        try:
+            tick(0.0)
+            return self._edit_or_make_room(request)
+        finally:
+            self.pulse.tick = _no_tick  # whoever ticks knows this session: kept, the model could only be freed by a full garbage collection
+
+    def _edit_or_make_room(self, request: EditRequest) -> Rendered:
+        try:
+            return self._edit(request)
+        except _OUT_OF_MEMORY:
+            host.log.warning("Out of memory at %d x %d px: unloading every model and trying once more.", request.width, request.height)
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+        try:
+            rendered = self._edit(request)
+        except _OUT_OF_MEMORY as error:
+            raise EditorError(
+                f"Out of memory at {request.width} x {request.height} px, also with every other model unloaded. Lower megapixels in Enrich Dataset or"
+                " control_megapixels here, load the model as fp8, or start ComfyUI with --lowvram."
+            ) from error
+        return Rendered(rendered.image, {**rendered.notes, "out_of_memory_once": True})
+
+    def _edit(self, request: EditRequest) -> Rendered:
+        loras = self.editor.loras.for_prompt(request.prompt, request.tags)
+        positive, negative = self._conditioning(request, loras)
+        samples = self._sample(request, loras, positive, negative)
+        image = self._decode(samples, request)
+        steps, cfg = qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
+        notes: dict[str, Any] = {
+            "model": self.row.name,
+            "steps": steps,
+            "cfg": cfg,
+            "loras": [f"{one.name} x {one.weight:g}" for one in loras],
+        }
+        if lora.parse(request.prompt).kind != "camera":
+            notes |= registration.noted(self._picture(request.controls[0], request).seen, image)
+        self.pulse.tick(1.0, image)
+        return Rendered(image, notes)
+
+    # --- model ------------------------------------------------------------------------------------------------------------------------
+
+    def _prepared(self, model: Any) -> Any:
+        """The model with its row's schedule and guidance, and with a chance to cancel in every block of it."""
+        if self.row.shift is not None:
+            model = ModelSamplingAuraFlow().patch_aura(model, self.row.shift)[0]
+        if self.row.cfg_norm is not None:
+            model = CFGNorm.execute(model, self.row.cfg_norm).args[0]
+        model = model.clone()
+        model.set_model_patch(self.pulse, "double_block")  # a step of a big model takes longer than a person waits
+        return model
+
+    def _model_with(self, loras: tuple[lora.StackedLora, ...]) -> Any:
+        if self.patched[0] != loras:
+            model = self.base
+            for one in loras:
+                model = applied(model, self.fits[one], one.weight)
+            self.patched = (loras, model)
+        return self.patched[1]
+
+    def _sample(self, request: EditRequest, loras: tuple[lora.StackedLora, ...], positive: Any, negative: Any) -> torch.Tensor:
+        """Latents of the result, fp32: (1, C, H/8, W/8), with a frame axis where the model has one."""
+        model = self._model_with(loras)
+        steps, cfg = qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
+        latent = _empty(model, request.width, request.height)
+        noise = comfy.sample.prepare_noise(latent, request.seed)
+        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+        def after_step(step: int, x0: torch.Tensor, _: torch.Tensor, total: int) -> None:
+            self.pulse.fraction = 0.05 + 0.9 * (step + 1) / total
+            self.pulse.tick(self.pulse.fraction, previewer.decode_latent_to_preview_image("JPEG", x0)[1] if previewer else None)
+
+        common: dict[str, Any] = {
+            "positive": positive,
+            "negative": negative,
+            "latent_image": latent,
+            "callback": after_step,
+            "disable_pbar": True,
+        }
+        if self.row.schedule == "flux2":
+            sigmas = get_schedule(steps, round(request.width * request.height / 256))
+            sampler = comfy.samplers.sampler_object(self.options.sampler)
+            return comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, seed=request.seed, **common)
+        return comfy.sample.sample(model, noise, steps, cfg, self.options.sampler, self.row.schedule, seed=request.seed, **common)
+
+    def _decode(self, samples: torch.Tensor, request: EditRequest) -> Image.Image:
+        if not torch.isfinite(samples).all():
+            raise EditorError(f"The model computed numbers that are none (NaN) for {request.prompt!r}. {_BLACK_CAUSES}")
+        pixels = self.editor.vae.decode(samples)
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])[:1]  # a video VAE has a frame axis
+        if not torch.isfinite(pixels).all():
+            raise EditorError(f"The VAE made numbers that are none (NaN) for {request.prompt!r}. {_BLACK_CAUSES}")
+        if float(pixels.max()) <= BLACK:
+            raise EditorError(f"The result for {request.prompt!r} is black and was not kept. {_BLACK_CAUSES}")
+        return host.pictures(pixels)[0]
+
+    # --- conditioning -----------------------------------------------------------------------------------------------------------------
+
+    def _conditioning(self, request: EditRequest, loras: tuple[lora.StackedLora, ...]) -> tuple[Any, Any]:
+        key = self._key(request, loras)
+        if key not in self.positives:
+            self._encode_ahead(request)
+        positive = self.positives.pop(key)
+        if math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0):
+            return positive, positive  # without guidance the negative is not looked at
+        return positive, self._negative(request)
+
+    def _encode_ahead(self, request: EditRequest) -> None:
+        """Encode this request and the next ones while the text encoder is in memory, negatives too."""
+        self.positives.clear()
+        place = next((n for n, other in enumerate(self.coming) if other == request), None)
+        following = [request] if place is None else self.coming[place : place + LOOKAHEAD]
+        for other in following:
+            self.pulse.tick(0.0)
+            loras = self.editor.loras.for_prompt(other.prompt, other.tags)
+            try:
+                self.positives[self._key(other, loras)] = self._encoded(lora.with_triggers(other.prompt, loras), other)
+                if not math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0):
+                    self._negative(other)
+            except EditorError:
+                if other == request:  # a later one is told when its turn comes
+                    raise
+
+    def _key(self, request: EditRequest, loras: tuple[lora.StackedLora, ...]) -> tuple[Any, ...]:
+        return (lora.with_triggers(request.prompt, loras), *(control.key for control in request.controls), request.width, request.height)
+
+    def _negative(self, request: EditRequest) -> Any:
+        key = (*(control.key for control in request.controls), request.width, request.height)
+        return _kept(self.negatives, key, lambda: self._encoded(self.options.negative_prompt, request))
+
+    def _encoded(self, prompt: str, request: EditRequest) -> Any:
+        """ComfyUI's conditioning of a prompt with its pictures: text states (1, T, D) and the controls' latents."""
+        pictures = [self._picture(control, request) for control in request.controls]
+        pictures += [self._extra(place, request) for place in range(len(self.editor.extras))]
+        if self.row.encoder == "qwen":
+            words = qwen.prompt_with_pictures(prompt, len(pictures))
+            tokens = self.editor.clip.tokenize(words, images=[picture.vision() for picture in pictures], llama_template=qwen.TEMPLATE)
+        else:
+            tokens = self.editor.clip.tokenize(prompt)
+        longest = max(len(batch[0]) for batch in tokens.values())
+        if longest > MAX_TOKENS:
+            raise EditorError(
+                f"The prompt {prompt[:40]!r}… is {len(prompt.split()):,} words long; {self.row.name} understands about {MAX_TOKENS * 3 // 4}. Shorten it."
+            )
+        conditioning = self.editor.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
+        values: dict[str, Any] = {"reference_latents": [picture.latent for picture in pictures]}
+        if self.row.reference_method:
+            values["reference_latents_method"] = self.row.reference_method
+        if self.row.guidance is not None:
+            values["guidance"] = self.row.guidance
+        return node_helpers.conditioning_set_values(conditioning, values)
+
+    def _picture(self, control: ControlRef, request: EditRequest) -> _Picture:
+        key = (control.key, request.width, request.height)
+        return _kept(self.pictures, key, lambda: self._prepare(open_image(control.path).image, request))
+
+    def _extra(self, place: int, request: EditRequest) -> _Picture:
+        key, image = self.editor.extras[place]
+        return _kept(self.pictures, (key, request.width, request.height), lambda: self._prepare(image, request))
+
+    def _prepare(self, image: Image.Image, request: EditRequest) -> _Picture:
+        result = (request.width, request.height)
+        size = qwen.control_size(image.width, image.height, result, self.options.control_megapixels)
+        pixels = host.tensor(image.resize(size, Image.Resampling.LANCZOS))
+        return _Picture(image, self.editor.vae.encode(pixels))
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A control as the photograph it is and as latents, fp32 (1, C, H/8, W/8), with a frame axis where the VAE has one."""
+
+    seen: Image.Image
+    latent: torch.Tensor
+
+    def vision(self) -> torch.Tensor:
+        return host.tensor(self.seen.resize(qwen.vision_size(*self.seen.size), Image.Resampling.LANCZOS))
+
+
+def _kept(store: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    if key not in store:
+        store[key] = make()
+        while len(store) > KEPT:
+            store.popitem(last=False)
+    store.move_to_end(key)
+    return store[key]
+
+
+def _no_tick(fraction: float = 0.0, preview: Image.Image | None = None, doing: str = "") -> None:
+    """Before a request there is nobody to tell."""
+
+
+def _empty(model: Any, width: int, height: int) -> torch.Tensor:
+    latent_format = model.get_model_object("latent_format")
+    ratio = latent_format.spacial_downscale_ratio
+    latent = torch.zeros(
+        1, latent_format.latent_channels, height // ratio, width // ratio, device=comfy.model_management.intermediate_device()
+    )
+    return comfy.sample.fix_empty_latent_channels(model, latent)
+
+
+def refuse_wrong_models(editor: ComfyEditor) -> None:
+    """Sockets that do not belong together make grey noise and no error, so they are compared here."""
+    row, inner = editor.row, editor.model.model
+    problems: list[str] = []
+    is_qwen = isinstance(inner, comfy.model_base.QwenImage)
+    if is_qwen != (row.family == "Qwen-Image"):
+        problems.append(f"model is a {type(inner).__name__}, but {row.name} is chosen")
+    elif is_qwen and inner.diffusion_model.default_ref_method == "index_timestep_zero" and row.reference_method != "index_timestep_zero":
+        problems.append(f"model is Qwen-Image-Edit-2511, but {row.name} is chosen")
+    if row.encoder == "qwen" and not isinstance(editor.clip.tokenizer, comfy.text_encoders.qwen_image.QwenImageTokenizer):
+        problems.append(f"clip is a {type(editor.clip.tokenizer).__name__}; load {row.named('text_encoders')} with type qwen_image")
+    wanted = editor.model.get_model_object("latent_format").latent_channels
+    with contextlib.suppress(AttributeError):  # another pack's VAE may not say
+        if editor.vae.latent_channels != wanted:
+            problems.append(f"vae makes {editor.vae.latent_channels} channels, the model takes {wanted}; load {row.named('vae')}")
+    if problems:
+        raise EditorError("\n".join(["The connected models do not belong together:", *(f"  - {problem}" for problem in problems)]))
