@@ -21,7 +21,7 @@ from .models import ModelFolder
 from .modulation import Tables
 from .tensors import FP8, TensorFiles
 
-Precision = Literal["as stored", "fp8", "int8", "nf4"]
+Precision = Literal["as stored", "fp8", "int8", "w8a8", "nf4"]
 FULL = ("img_in", "txt_in", "proj_out", "norm_out", "time_text_embed")  # small and sensitive: never quantised
 ENCODER_FULL = ("visual", "lm_head")
 Progress = Callable[[int, int], None]  # done, total; may raise
@@ -58,6 +58,8 @@ def transformer(
     files = TensorFiles(model.files("transformer"))
     _refuse_strangers(made, files, model)
     kept = _kept(model, "transformer", precision, cache)
+    if precision == "w8a8":
+        quantised.refuse_without_integer_products(device)
     if kept and kept.is_file():
         _restore(made, kept, sizes, precision, dtype, device, progress)
     else:
@@ -183,6 +185,7 @@ def _put(made: Any, name: str, layer: nn.Module) -> None:
 def _kept(model: ModelFolder, part: str, precision: Precision, cache: Path | None) -> Path | None:
     if cache is None or precision == "as stored":
         return None
+    precision = "int8" if precision == "w8a8" else precision  # the same weights
     what = f"{model.root.name}-{precision}" if part == "transformer" else f"{model.root.name}-{part}-{precision}"
     return cache / "quantised" / f"{what}-{value_key([model.key(part), precision])}.safetensors"
 
@@ -193,6 +196,7 @@ def keep(made: Any, path: Path, facts: dict[str, str]) -> None:
     Raises:
         StorageError: the disk refused.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = path.with_suffix(".part")
@@ -200,11 +204,9 @@ def keep(made: Any, path: Path, facts: dict[str, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous().cpu() for name, tensor in made.state_dict().items()}, partial, metadata=facts)
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk said
         partial.unlink(missing_ok=True)
-        raise StorageError(
-            f"The quantised weights could not be kept in {path.parent} ({error.strerror or error}). Free some space there."
-        ) from error
+        raise StorageError(f"The quantised weights could not be kept in {path.parent} ({error}). Free some space there.") from error
 
 
 def _restore(made: Any, path: Path, sizes: Any, precision: Any, dtype: torch.dtype, device: Any, progress: Progress) -> None:

@@ -111,7 +111,8 @@ def _precisions(asked: str, device: torch.device) -> list[tuple[Precision, Preci
         small: list[tuple[Precision, Precision]] = [("as stored", "nf4"), ("fp8", "fp8"), ("fp8", "nf4"), ("nf4", "nf4")]
         return [("as stored", "as stored"), *[pair for pair in small if device.type != "cpu" and (has_nf4(device) or "nf4" not in pair)]]
     kind: Any = asked
-    return [(kind, kind), (kind, "nf4")] if has_nf4(device) and asked in ("fp8", "int8") else [(kind, kind)]
+    words: Precision = "int8" if asked == "w8a8" else kind  # words are few: nothing would be gained
+    return [(kind, words), (kind, "nf4")] if has_nf4(device) and asked in ("fp8", "int8", "w8a8") else [(kind, words)]
 
 
 def _transformer(model: ModelFolder, precision: str, size: float) -> float:

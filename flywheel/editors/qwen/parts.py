@@ -44,6 +44,7 @@ class Parts(ExitStack):
         self._vae: Any = None
         self._transformer: Any = None
         self._tables: modulation.Tables | None = None
+        self._levels: dict[tuple[int, int, bool], torch.Tensor] = {}
         self._blocks = ExitStack()  # what was hung on the transformer's blocks
         self.callback(self._free)
 
@@ -195,8 +196,12 @@ class Parts(ExitStack):
     # --- its rows -----------------------------------------------------------------------------------------------------------------------
 
     def levels(self, job: Job) -> torch.Tensor:
+        """Noise levels of this job's schedule, (steps + 1,)."""
         _, rows, columns = job.shapes[0]
-        return denoise.sigmas(self.scheduler, job.steps, rows * columns, lightning=job.lightning)
+        key = job.steps, rows * columns, job.lightning
+        if key not in self._levels:
+            self._levels[key] = denoise.sigmas(self.scheduler, job.steps, rows * columns, lightning=job.lightning)
+        return self._levels[key]
 
     def tabulate(self, jobs: Sequence[Job]) -> None:
         """Make the tables of every schedule of a batch (each size of image has its own) in one pass through the weights."""

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -406,7 +407,15 @@ def test_a_lora_of_another_model_stops_everything_before_it_is_loaded(editor, ph
 
 
 @pytest.mark.parametrize(
-    "options", [{"precision": "int8"}, {"precision": "fp8"}, {"memory": "streamed"}, {"memory": "in turns"}, {"block_cache": 0.3}]
+    "options",
+    [
+        {"precision": "int8"},
+        {"precision": "w8a8"},
+        {"precision": "fp8"},
+        {"memory": "streamed"},
+        {"memory": "in turns"},
+        {"block_cache": 0.3},
+    ],
 )
 def test_every_way_of_saving_makes_nearly_the_same_image(editor, photo, options):
     exact, saved = make(editor, asked(photo)), make(dataclasses.replace(editor, **options), asked(photo))
@@ -414,6 +423,61 @@ def test_every_way_of_saving_makes_nearly_the_same_image(editor, photo, options)
     assert difference.mean() < (0.01 if "memory" in options else 4)
     if "precision" in options:
         assert difference.max() > 0 and saved.notes["precision"] == options["precision"]
+
+
+def test_the_block_cache_skips_blocks_and_remembers_nothing_of_the_image_before(editor, photo):
+    ran = []
+    with dataclasses.replace(editor, steps=12, block_cache=0.6).session() as edit:
+        edit.load([asked(photo)], silent)
+        for block in edit.parts._transformer.transformer_blocks:
+            block.attn.register_forward_pre_hook(lambda *_: ran.append(1))
+        first = edit(asked(photo), silent)
+        assert 12 < len(ran) < 2 * 12  # the first block always, the second only sometimes
+        edit(asked(photo, "Make it night", seed=2), silent)
+        again = edit(asked(photo), silent)
+    exact = make(dataclasses.replace(editor, steps=12), asked(photo))
+    assert (pixels(first.image) == pixels(again.image)).all()
+    assert 0 < np.abs(pixels(exact.image) - pixels(first.image)).mean() < 4
+
+
+def test_less_guidance_and_smaller_controls_save_what_they_say(editor, photo):
+    rows = []
+    for options, expected in (({}, [2] * 4), ({"guided_share": 0.5}, [2, 2, 1, 1]), ({"guidance": 1.0}, [1] * 4)):
+        rows.clear()
+        with dataclasses.replace(editor, **options).session() as edit:
+            edit.load([asked(photo)], silent)
+            edit.parts._transformer.register_forward_pre_hook(
+                lambda _, __, given: rows.append(given["hidden_states"].shape[:2]), with_kwargs=True
+            )
+            edit(asked(photo), silent)
+        assert [batch for batch, _ in rows] == expected
+        assert {tokens for _, tokens in rows} == {32}  # the image's 16 and the control's
+    with dataclasses.replace(editor, control_megapixels=0.001024).session() as edit:  # a quarter
+        assert edit.job(asked(photo)).tokens == 16 + 4
+
+
+def test_compiled_blocks_make_the_same_image_and_can_still_be_cancelled(editor, photo, loras, monkeypatch):
+    """Traced as a whole, blocks and LoRAs, and run without the C++ compiler, which would take a minute."""
+    monkeypatch.setattr(pulse, "TICK_S", 0.0)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    editor = dataclasses.replace(editor, loras=loras, steps=2)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    exact = make(editor, asked(photo))
+    with dataclasses.replace(editor, compile=True).session() as edit:
+        made = edit(asked(photo), silent)
+        reached = []
+        edit.parts._transformer.transformer_blocks[0].register_forward_hook(lambda *_: reached.append(0))
+
+        def cancel(fraction=0.0, preview=None, doing=""):
+            if reached:
+                raise Cancelled
+
+        with pytest.raises(Cancelled):
+            edit(asked(photo, seed=2), cancel)
+    assert np.abs(pixels(exact.image) - pixels(made.image)).max() <= 1
+    counted = torch._dynamo.utils.counters
+    assert 1 <= counted["stats"]["unique_graphs"] <= 4 and not counted["graph_break"], counted
 
 
 def test_options_that_can_change_a_pixel_are_in_the_fingerprint(editor, loras, photo):

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from comfyui_flenwheel.flywheel.editors.qwen import load, modulation, quantised  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder, open_folder  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.tensors import TensorFiles  # noqa: E402
-from comfyui_flenwheel.flywheel.errors import EditorUnavailable  # noqa: E402
+from comfyui_flenwheel.flywheel.errors import EditorUnavailable, StorageError  # noqa: E402
 
 from .test_qwen_modulation import fresh, predicted, tables_of  # noqa: E402
 
@@ -132,6 +132,44 @@ def test_quantised_weights_are_made_once_and_are_the_same_again(tiny, tmp_path, 
     monkeypatch.setattr(quantised, "linear", None)  # nothing may be quantised a second time
     again = loaded(model, kind, tmp_path)
     assert torch.equal(output(first), output(again))
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (300, torch.float32), (2050, torch.float32), (300, torch.bfloat16)])
+def test_integer_products_are_the_rounded_numbers_product(rows, dtype):
+    """w8a8 against the same rounding done in full precision: nothing else may be lost."""
+    generator = torch.Generator().manual_seed(rows)
+    weight, x = torch.randn(192, 128, generator=generator), torch.randn(rows, 128, generator=generator).to(dtype)
+    layer = quantised.linear(weight, torch.ones(192), "w8a8", dtype=dtype, device="cpu")
+    per_row = x.float().abs().amax(dim=1, keepdim=True) / 127
+    expected = ((x.float() / per_row).round() * per_row) @ layer.full(torch.float32).T + 1
+    made = layer(x[None])[0]
+    assert made.dtype == dtype and made.shape == (rows, 192)
+    assert (made.float() - expected).abs().max() < (2e-5 if dtype == torch.float32 else 0.02) * expected.abs().max()
+    assert (expected - (x.float() @ weight.T + 1)).norm() / expected.norm() < 0.02
+
+
+def test_w8a8_takes_the_weights_that_were_kept_for_int8_and_refuses_a_device_without_integers(tiny, tmp_path, monkeypatch):
+    model = ModelFolder(tiny.folder)
+    exact = output(loaded(model, "int8", tmp_path))
+    monkeypatch.setattr(quantised, "linear", None)  # nothing may be quantised a second time
+    transformer = loaded(model, "w8a8", tmp_path)
+    assert quantised.kinds(transformer) == {"w8a8"}
+    assert 0 < (output(transformer) - exact).norm() / exact.norm() < 0.03
+    with pytest.raises(EditorUnavailable, match=r"meta does not offer.*int8 or fp8"):
+        quantised.refuse_without_integer_products("meta")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half(tiny, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(tensors, path, metadata=None):
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(StorageError, match=r"No space left on device.*Free some space"):
+        loaded(ModelFolder(tiny.folder), "int8", tmp_path)
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_an_interrupted_quantisation_leaves_nothing_half(tiny, tmp_path):
