@@ -44,6 +44,8 @@ def check(job: Job, free: Free = lambda path: shutil.disk_usage(path).free) -> P
     try:
         found = trainset.read(job.dataset)
         problems += trainset.problems(found, spec.instance_token if spec.kind == "character" else "")
+        if found.examples:
+            problems += engines.too_many_controls(spec, found.controls)
         if not problems and found.key != spec.dataset_key:
             problems.append(
                 f"the images or captions in {job.dataset.name} have changed since this job was made: queue Train LoRA again, which makes a new job"

@@ -178,7 +178,16 @@ def sha256(path: Path) -> str:
 @cache
 def modules(architecture: Architecture) -> Sizes:
     """Every linear layer of an architecture with its (out, in) features, under each name that trainers use for it."""
-    return {**_flux_original(), **_flux_diffusers()} if architecture == "flux1" else _qwen_image()
+    if architecture in _FLUX2:
+        return {**_flux2_original(*_FLUX2[architecture]), **_flux2_diffusers(*_FLUX2[architecture])}
+    return _qwen_image() if architecture == "qwen_image_edit" else {**_flux_original(), **_flux_diffusers()}
+
+
+_FLUX2: Mapping[str, tuple[int, int, int, int]] = {  # width, width of the text, double blocks, single blocks
+    "flux2_klein_4b": (3072, 7680, 5, 20),
+    "flux2_klein_9b": (4096, 12288, 8, 24),
+    "flux2_dev": (6144, 15360, 8, 48),
+}
 
 
 def _flux_original() -> dict[str, tuple[int, int]]:
@@ -223,6 +232,44 @@ def _flux_diffusers() -> dict[str, tuple[int, int]]:
         name = f"single_transformer_blocks.{block}"
         sizes |= {f"{name}.attn.{part}": (wide, wide) for part in ("to_q", "to_k", "to_v")}
         sizes |= {f"{name}.proj_mlp": (deep, wide), f"{name}.proj_out": (wide, wide + deep), f"{name}.norm.linear": (3 * wide, wide)}
+    return sizes
+
+
+def _flux2_original(wide: int, text: int, double: int, single: int) -> dict[str, tuple[int, int]]:
+    """FLUX.2 as Black Forest Labs names it; the MLPs are gated, so their first layer is twice as wide. Source: github.com/black-forest-labs/flux2"""
+    deep = 3 * wide
+    sizes = {"img_in": (wide, 128), "txt_in": (wide, text), "final_layer.linear": (128, wide)}
+    sizes |= {"final_layer.adaLN_modulation.1": (2 * wide, wide), "single_stream_modulation.lin": (3 * wide, wide)}
+    for name in ("time_in", "guidance_in"):
+        sizes |= {f"{name}.in_layer": (wide, 256), f"{name}.out_layer": (wide, wide)}
+    for stream in ("img", "txt"):
+        sizes[f"double_stream_modulation_{stream}.lin"] = (6 * wide, wide)
+        for block in range(double):
+            name = f"double_blocks.{block}.{stream}"
+            sizes |= {f"{name}_attn.qkv": (3 * wide, wide), f"{name}_attn.proj": (wide, wide)}
+            sizes |= {f"{name}_mlp.0": (2 * deep, wide), f"{name}_mlp.2": (wide, deep)}
+    for block in range(single):
+        sizes |= {f"single_blocks.{block}.linear1": (3 * wide + 2 * deep, wide), f"single_blocks.{block}.linear2": (wide, wide + deep)}
+    return sizes
+
+
+def _flux2_diffusers(wide: int, text: int, double: int, single: int) -> dict[str, tuple[int, int]]:
+    """The same as diffusers' Flux2Transformer2DModel names and splits it."""
+    deep = 3 * wide
+    sizes = {"x_embedder": (wide, 128), "context_embedder": (wide, text), "proj_out": (128, wide), "norm_out.linear": (2 * wide, wide)}
+    sizes["single_stream_modulation.linear"] = (3 * wide, wide)
+    for name in ("timestep", "guidance"):
+        sizes |= {f"time_guidance_embed.{name}_embedder.linear_{part}": (wide, features) for part, features in ((1, 256), (2, wide))}
+    for stream, layers in (("img", "ff"), ("txt", "ff_context")):
+        sizes[f"double_stream_modulation_{stream}.linear"] = (6 * wide, wide)
+        for block in range(double):
+            name = f"transformer_blocks.{block}.{layers}"
+            sizes |= {f"{name}.linear_in": (2 * deep, wide), f"{name}.linear_out": (wide, deep)}
+    for block in range(double):
+        sizes |= {f"transformer_blocks.{block}.attn.{part}": (wide, wide) for part in ATTENTION}
+    for block in range(single):
+        name = f"single_transformer_blocks.{block}.attn"
+        sizes |= {f"{name}.to_qkv_mlp_proj": (3 * wide + 2 * deep, wide), f"{name}.to_out": (wide, wide + deep)}
     return sizes
 
 

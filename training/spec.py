@@ -15,10 +15,17 @@ from ..flywheel.images import value_key
 from .errors import SpecError
 
 Kind = Literal["character", "edit"]
-Architecture = Literal["flux1", "qwen_image_edit"]
+Architecture = Literal["flux1", "qwen_image_edit", "flux1_kontext", "flux2_klein_4b", "flux2_klein_9b", "flux2_dev"]
 Option = bool | int | float | str
 
-ARCHITECTURES: Mapping[str, str] = {"flux1": "FLUX.1", "qwen_image_edit": "Qwen-Image-Edit"}  # what people call them
+ARCHITECTURES: Mapping[str, str] = {  # what people call them
+    "flux1": "FLUX.1",
+    "qwen_image_edit": "Qwen-Image-Edit",
+    "flux1_kontext": "FLUX.1 Kontext",
+    "flux2_klein_4b": "FLUX.2 [klein] 4B",
+    "flux2_klein_9b": "FLUX.2 [klein] 9B",
+    "flux2_dev": "FLUX.2 [dev]",
+}
 ID_LENGTH = 12
 PLACE_ONLY = "dataset"  # the field that says where something lies, not what it is
 

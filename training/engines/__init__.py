@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, get_args, get_type_hints
 
+from ...flywheel.pairs import MAX_CONTROLS
 from ..errors import SpecError, UnsupportedTraining
 from ..job import Job
 from ..spec import ARCHITECTURES, TrainingSpec
@@ -33,6 +34,7 @@ class Engine(Protocol):
     name: ClassVar[str]
     uses_gpu: ClassVar[bool]
     trains: ClassVar[frozenset[tuple[str, str]]]  # (kind, architecture)
+    most_controls: ClassVar[int]  # pictures to start from that it takes per example; MAX_CONTROLS where it says nothing
     options: ClassVar[type]  # a frozen dataclass whose fields have help
 
     def check(self, job: Job) -> list[str]:
@@ -76,6 +78,31 @@ def supports(spec: TrainingSpec) -> None:
         raise UnsupportedTraining(
             f"{spec.engine} cannot train {spec.kind} LoRAs for {ARCHITECTURES[spec.architecture]}. Engines that can: {', '.join(able) or 'none'}."
         )
+
+
+def too_many_controls(spec: TrainingSpec, count: int) -> list[str]:
+    """What is wrong with so many pictures to start from per example, for this model and this engine; names the engines that take them."""
+    if spec.kind == "character":
+        return (
+            ["the data has pictures to start from, and a character LoRA learns from captioned images: export a training set"]
+            if count
+            else []
+        )
+    if not count:
+        return ["an edit LoRA learns from pairs, and the data has no pictures to start from: make correction triplets first"]
+    able = [name for name in ENGINES if ("edit", spec.architecture) in engine(name).trains and count <= _most(name, spec.architecture)]
+    if spec.engine in able:
+        return []
+    most = _most(spec.engine, spec.architecture)
+    return [
+        f"{spec.engine} takes {most} picture{'s' if most > 1 else ''} to start from for {ARCHITECTURES[spec.architecture]}, and the data has {count}."
+        f" Engines that take {count}: {', '.join(able) or 'none'}"
+    ]
+
+
+def _most(name: str, architecture: str) -> int:
+    """Controls that both the engine and the model take."""
+    return min(getattr(engine(name), "most_controls", MAX_CONTROLS), 1 if architecture == "flux1_kontext" else MAX_CONTROLS)
 
 
 def options(spec: TrainingSpec) -> Any:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +27,8 @@ from typing import IO, Any
 
 import psutil
 
-from ...flywheel.images import open_image, png_bytes, write_json, write_whole
-from ..errors import EngineNotInstalled, Stopped, TrainingFailed
+from ...flywheel.images import open_image, png_bytes, storage_error, write_json, write_whole
+from ..errors import EngineNotInstalled, SpecError, Stopped, TrainingFailed
 from ..job import Job
 from ..trainset import TrainingSet
 from ..turns import end_group
@@ -37,6 +39,7 @@ SHOWN = 8  # of them told
 LOOK_EVERY_S = 0.25
 DRAIN_S = 5.0  # for what is still in the pipe when the trainer has ended
 
+_BAR = re.compile(r"\d+%\|")  # of anything: loading, caching, training
 _SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$")
 _OURS = re.compile(r"^(?:PYTHON|VIRTUAL_ENV|CONDA|PIP_|UV_|FLEN_|COMFY)")
 _QUIET = {
@@ -95,11 +98,13 @@ def launch(command: Command, job: Job, *, read: Reader, done: int = 0, seen: Cal
     try:
         with job.log.open("a", encoding="utf-8") as log:
             for line in _lines(process, blocks, read):
-                if job.stop_wanted and (not line or read(line)):
+                if job.stop_wanted and (not line or _BAR.search(line)):
                     raise Stopped
                 if not line:
                     continue
                 progress = read(line)
+                if progress is None and _BAR.search(line):
+                    continue  # another bar: drawn many times a second, and not worth keeping
                 if progress is None:
                     tail.append(line)
                     log.write(line + "\n")
@@ -364,6 +369,40 @@ def key_problems(config: Mapping[str, Any], known: Mapping[str, Mapping[str, Any
         elif "nargs" not in told and told.get("type") in kinds and not isinstance(value, kinds[told["type"]]):
             problems.append(f"{name} is {value!r}; this {engine} takes {told['type']}")
     return problems
+
+
+MORE_HELP = "Further settings in the trainer's own words, `name = value; name = value`. They come last and win; unknown names are refused."
+
+
+def own_words(text: str) -> dict[str, Any]:
+    """Settings that a person wrote in the trainer's own words: `name = value` between semicolons, values as JSON or as plain text.
+
+    Raises:
+        SpecError: a part is no such pair.
+    """
+    told: dict[str, Any] = {}
+    for part in filter(None, map(str.strip, re.split(r"[;\n]", text))):
+        name, sign, value = (word.strip() for word in part.partition("="))
+        if not sign or not name.isidentifier():
+            raise SpecError(f"more: {part!r} cannot be read. Write name = value, with a semicolon before the next.")
+        try:
+            told[name] = json.loads(value)
+        except ValueError:
+            told[name] = value
+    return told
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder unless it is there already; whole or not at all. A source that does not exist is passed over."""
+    if not source.is_dir() or target.is_dir():
+        return
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        partial.rename(target)
+    except OSError as error:
+        raise storage_error(target, error) from error
 
 
 # --- the data in a form that no engine misreads

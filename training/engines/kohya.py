@@ -5,28 +5,21 @@ Source of the settings and their traps: sd-scripts' docs/flux_train_network.md a
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ...flywheel.images import storage_error, write_whole
 from .. import trainset
-from ..errors import EngineNotInstalled, TrainingFailed
+from ..errors import EngineNotInstalled
 from ..job import Job
 from ..spec import TrainingSpec
-from . import _launch
+from . import _kohya_family, _launch, _weights
 
 ROOT, PYTHON, SCRIPT = "SD_SCRIPTS_ROOT", "SD_SCRIPTS_PYTHON", "flux_train_network.py"
 PARSERS = ("train_network.py", SCRIPT, "library")  # where its options are declared
 SWAP_MAX = 35  # blocks of FLUX.1 that may wait in RAM
 TOKENIZERS = {"openai_clip-vit-large-patch14": "comfy/sd1_tokenizer", "google_t5-v1_1-xxl": "comfy/text_encoders/t5_tokenizer"}
-_BAR = re.compile(r"steps:\s+\d+%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?(?:avr_loss=([-+.\w]+))?\]")
-_SAVED = re.compile(r"saving checkpoint: .*-step(\d{8})\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +41,7 @@ class KohyaOptions:
     class_images: str = field(
         default="", metadata={"help": "Folder with pictures of other people of the same class, so that the class stays what it is."}
     )
+    more: str = field(default="", metadata={"help": _launch.MORE_HELP})
 
 
 class Kohya:
@@ -56,6 +50,7 @@ class Kohya:
     name: ClassVar[str] = "kohya"
     uses_gpu: ClassVar[bool] = True
     trains: ClassVar[frozenset[tuple[str, str]]] = frozenset({("character", "flux1")})
+    most_controls: ClassVar[int] = 0
     options: ClassVar[type] = KohyaOptions
 
     def check(self, job: Job) -> list[str]:
@@ -80,26 +75,14 @@ class Kohya:
         _launch.write_text(job.folder / "config" / "dataset.toml", dataset_toml(spec, rows, job.folder))
         _launch.write_text(job.folder / "config" / "prompts.txt", prompts(spec))
         _tokenizers(job)
-        done, state = _resume(job)
-        if done >= spec.steps:
-            return _collect(job, None)
-        attempt = len(list((job.folder / "config").glob("train-*.toml"))) + 1
-        settings = config(spec, _files(job), job.folder, done, state) | {"output_name": f"{job.id}-{attempt}"}
-        path = job.folder / "config" / f"train-{attempt}.toml"
-        _launch.write_text(path, f"# {spec.project}: {spec.kind} LoRA, attempt {attempt}\n{_launch.toml(settings)}")
-        command = _launch.Command(_launch.interpreter(root, PYTHON), (str(root / SCRIPT), "--config_file", str(path)), root)
-        if state:
-            job.append("note", text=f"goes on from step {done}")
         job.append("phase", name="loading the models, caching images and captions")
-        _launch.launch(command, job, read=read, done=done, seen=lambda line: _noticed(job, line, done, settings["output_name"]))
-        made = job.folder / "out" / f"{settings['output_name']}.safetensors"
-        return _collect(job, made)
-
-
-def read(line: str) -> _launch.Progress | None:
-    """A line of the progress bar, as tqdm draws it."""
-    found = _BAR.search(line)
-    return _launch.Progress(int(found[1]), int(found[2]), float(found[3]) if found[3] else None) if found else None
+        python = _launch.interpreter(root, PYTHON)
+        return _kohya_family.train(
+            job,
+            "sd-scripts",
+            lambda done, state: config(spec, _files(job), job.folder, done, state),
+            lambda path: _launch.Command(python, (str(root / SCRIPT), "--config_file", str(path)), root),
+        )
 
 
 def config(spec: TrainingSpec, files: Mapping[str, Path], folder: Path, done: int, state: Path | None) -> dict[str, Any]:
@@ -165,6 +148,7 @@ def config(spec: TrainingSpec, files: Mapping[str, Path], folder: Path, done: in
         for name in ("sample_prompts", "sample_every_n_steps", "sample_sampler"):
             settings.pop(name)
     settings |= {"resume": state, "initial_step": 0} if state else {}
+    settings |= _launch.own_words(options.more)
     return {name: value.as_posix() if isinstance(value, Path) else value for name, value in settings.items()}
 
 
@@ -231,7 +215,7 @@ def _file_problems(job: Job) -> list[str]:
     ]
     if "base" in found:
         problems += _base_problems(found["base"], options.fp8_base)
-    if "t5xxl" in found and any("scale_weight" in key or key == "scaled_fp8" for key in _tensors(found["t5xxl"])):
+    if "t5xxl" in found and _weights.is_scaled(found["t5xxl"]):
         problems.append(f"{found['t5xxl'].name} is a scaled fp8 file, which sd-scripts cannot read: take t5xxl_fp16 or t5xxl_fp8_e4m3fn")
     others = options.class_images.strip()
     if others and not Path(others).is_dir():
@@ -241,85 +225,16 @@ def _file_problems(job: Job) -> list[str]:
 
 def _base_problems(path: Path, fp8_base: bool) -> list[str]:
     """Whether sd-scripts can read this base model: a plain FLUX.1 transformer, not quantised otherwise than in fp8."""
-    if path.suffix.lower() == ".gguf":
-        return [f"{path.name} is a GGUF file, which sd-scripts cannot read: take flux1-dev.safetensors"]
-    tensors = _tensors(path)
-    if not tensors:
-        return [f"{path.name} is not a safetensors file: download it again"]
-    if any(key.startswith(("model.diffusion_model.", "text_encoders.", "first_stage_model.")) for key in tensors):
-        return [f"{path.name} is an all-in-one checkpoint, which sd-scripts cannot read: take the model alone, flux1-dev.safetensors"]
-    if not any(key.startswith("double_blocks.") for key in tensors):
-        return [f"{path.name} is no FLUX.1 model in Black Forest Labs' form: it has no double_blocks"]
-    kinds = {entry.get("dtype", "") for entry in tensors.values()}
-    if any("scale_weight" in key for key in tensors) or kinds & {"U8", "I8"}:
-        return [f"{path.name} is quantised in a way sd-scripts cannot read: take the bf16 file, or plain fp8_e4m3fn with fp8_base"]
-    if "F8_E4M3" in kinds and not fp8_base:
+    take = "take the model alone as Black Forest Labs published it, flux1-dev.safetensors"
+    if problem := _weights.model_problem(path, "sd-scripts", "FLUX.1", ("double_blocks.",), take, eight_bit=True):
+        return [problem]
+    if _weights.is_eight_bit(path) and not fp8_base:
         return [f"{path.name} is in 8 bit: set fp8_base = true, or take the bf16 file"]
     return []
 
 
-def _tensors(path: Path) -> dict[str, dict[str, Any]]:
-    """The header of a safetensors file; empty where it is none."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if not 2 <= length <= min(100_000_000, path.stat().st_size):
-                return {}
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error):
-        return {}
-    return {key: entry for key, entry in header.items() if key != "__metadata__" and isinstance(entry, dict)}
-
-
 def _tokenizers(job: Job) -> None:
     """ComfyUI's own tokenizers under the names sd-scripts looks for, so that nothing is downloaded."""
-    if job.places.comfyui is None:
-        return
-    for name, inside in TOKENIZERS.items():
-        source, target = job.places.comfyui / inside, job.folder / "tokenizers" / name
-        if source.is_dir() and not target.is_dir():
-            partial = target.with_name(f".{name}.part")
-            try:
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(source, partial)
-                partial.rename(target)
-            except OSError as error:
-                raise storage_error(target, error) from error
-
-
-def _noticed(job: Job, line: str, done: int, output_name: str) -> None:
-    """A checkpoint in the log becomes an event; what a resume needs is written down, since sd-scripts counts from 0 again."""
-    if not (found := _SAVED.search(line)):
-        return
-    step = int(found[1])
-    state = job.folder / "out" / f"{output_name}-step{step:08}-state"
-    job.append("checkpoint", step=done + step, file=state.relative_to(job.folder).as_posix())
-    _samples(job, done)
-
-
-def _samples(job: Job, done: int) -> None:
-    told = {event["file"] for event in job.events() if event["kind"] == "sample"}
-    for path in sorted((job.folder / "out" / "sample").glob("*.png")):
-        name, found = path.relative_to(job.folder).as_posix(), re.search(r"_(\d{6})_(\d{2})_\d+", path.name)
-        if found and name not in told:
-            job.append("sample", step=done + int(found[1]), prompt=int(found[2]), file=name)
-
-
-def _resume(job: Job) -> tuple[int, Path | None]:
-    """Steps done and the newest state that is whole."""
-    saved = sorted((event["step"], job.folder / event["file"]) for event in job.events() if event["kind"] == "checkpoint")
-    whole = [(step, state) for step, state in saved if (state / "random_states_0.pkl").is_file()]  # written last
-    return whole[-1] if whole else (0, None)
-
-
-def _collect(job: Job, made: Path | None) -> Path:
-    """The final file, copied to where results lie: a trainer's exit code alone says nothing."""
-    made = made or _launch.newest((job.folder / "out").glob("*.safetensors"))
-    if made is None or not made.is_file():
-        raise TrainingFailed(
-            "garbage", "sd-scripts ended without an error, but wrote no LoRA.", "Read log.txt: most often it found no pictures.", ()
-        )
-    _samples(job, 0)
-    result = job.folder / "result" / f"kohya-{made.name}"
-    write_whole(result, made.read_bytes())
-    return result
+    if job.places.comfyui:
+        for name, inside in TOKENIZERS.items():
+            _launch.copy_folder(job.places.comfyui / inside, job.folder / "tokenizers" / name)

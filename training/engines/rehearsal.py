@@ -53,6 +53,7 @@ class Rehearsal:
     trains: ClassVar[frozenset[tuple[str, str]]] = frozenset(
         (kind, arch) for kind in ("character", "edit") for arch in ("flux1", "qwen_image_edit")
     )
+    most_controls: ClassVar[int] = 3
     options: ClassVar[type] = RehearsalOptions
 
     def check(self, job: Job) -> list[str]:  # noqa: ARG002 - other engines look into it

@@ -4,35 +4,24 @@ import ast
 import dataclasses
 import json
 import os
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from comfyui_flenwheel.training import engines, preflight, run, trainset
 from comfyui_flenwheel.training import job as jobs
-from comfyui_flenwheel.training.engines import _launch, kohya
+from comfyui_flenwheel.training.engines import _kohya_family, _launch, kohya
 from comfyui_flenwheel.training.errors import EngineNotInstalled, PreflightError
 from comfyui_flenwheel.training.job import Places
 from safetensors.numpy import save_file
+
+from .conftest import declared, gone, own_python, posix, seen, until
 
 pytestmark = pytest.mark.slow  # more than a few seconds together: not in the quick part
 
 HERE = Path(__file__).parent
 KNOWN = json.loads((HERE / "sd_scripts_0.10.1_arguments.json").read_text())
 GOLDEN = HERE / "kohya_golden"
-
-posix = pytest.mark.skipif(os.name == "nt", reason="process groups and kill -9 are POSIX")
-
-
-def declared(known):
-    """Source that declares these options, as sd-scripts does."""
-    lines = ["import argparse", "parser = argparse.ArgumentParser()"]
-    for name, told in known.items():
-        words = "".join(f", {key}={value if key == 'type' else repr(value)}" for key, value in told.items())
-        lines.append(f'parser.add_argument("--{name}"{words})')
-    return "\n".join(lines) + "\n"
 
 
 @pytest.fixture
@@ -41,12 +30,9 @@ def checkout(tmp_path, monkeypatch):
     root = tmp_path / "Zoë's trainers" / "sd-scripts"
     (root / "library").mkdir(parents=True)
     (root / "train_network.py").write_text(declared(KNOWN))
-    (root / "flux_train_network.py").write_text((HERE / "fake_sd_scripts.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (root / "flux_train_network.py").write_text((HERE / "fake_kohya.py").read_text(encoding="utf-8"), encoding="utf-8")
     (root / "FAKE").write_text("ok")
-    inside = root / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    inside.mkdir(parents=True)
-    python = inside / ("python.exe" if os.name == "nt" else "python")
-    python.symlink_to(sys.executable) if os.name != "nt" else monkeypatch.setenv("SD_SCRIPTS_PYTHON", sys.executable)
+    own_python(root, "SD_SCRIPTS_PYTHON", monkeypatch)
     monkeypatch.setenv("SD_SCRIPTS_ROOT", str(root))
     return root
 
@@ -72,22 +58,6 @@ def job(project, spec, models, tmp_path):
     yield made
     run.stop(made)
     run.wait(made, 20)
-
-
-def seen(checkout):
-    return json.loads((checkout / "SEEN").read_text())
-
-
-def gone(pid):
-    """Ended; it may wait for its burial where no init does that."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
-def until(happened, patience_s=30.0):
-    deadline = time.monotonic() + patience_s
-    while not happened():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 @posix
@@ -261,8 +231,8 @@ def test_toml_says_what_was_meant():
     ],
 )
 def test_real_lines_of_the_bar_are_read(line, step, loss):
-    assert kohya.read(line) == _launch.Progress(step, 8 if "/8" in line else 6, loss)
-    assert kohya.read("saving checkpoint: /out/mira-step00000003.safetensors") is None
+    assert _kohya_family.read(line) == _launch.Progress(step, 8 if "/8" in line else 6, loss)
+    assert _kohya_family.read("saving checkpoint: /out/mira-step00000003.safetensors") is None
 
 
 def test_every_key_is_known_to_the_real_sd_scripts(spec):

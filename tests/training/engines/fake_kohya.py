@@ -1,4 +1,5 @@
-"""Stands where sd-scripts' flux_train_network.py would: reads the same files, prints the lines version 0.10.1 prints, writes the files it writes.
+"""Stands where a training script of sd-scripts (0.10.1) or musubi-tuner (0.3.4) would: reads the same files, prints the lines they print, writes
+the files they write.
 
 `FAKE` (a file next to it) says what happens: ok, slow, stubborn (trains on when nobody listens), memory, nan, crash, nothing, old, disk, killed, garbage.
 """
@@ -32,9 +33,11 @@ def say(text, end="\n"):
 
 
 def lora(path, value):
-    """down and up of one attention layer of FLUX.1, as sd-scripts names it, in float32."""
-    rank, layer = config["network_dim"], "lora_unet_double_blocks_0_img_attn_qkv"
-    parts = {f"{layer}.lora_down.weight": [rank, 3072], f"{layer}.lora_up.weight": [9216, rank], f"{layer}.alpha": []}
+    """down and up of one attention layer, as both engines name it, in float32."""
+    qwen = config["network_module"] == "networks.lora_qwen_image"
+    rank, layer = config["network_dim"], "transformer_blocks_0_attn_to_q" if qwen else "double_blocks_0_img_attn_qkv"
+    layer, out = f"lora_unet_{layer}", 3072 if qwen else 9216
+    parts = {f"{layer}.lora_down.weight": [rank, 3072], f"{layer}.lora_up.weight": [out, rank], f"{layer}.alpha": []}
     header, content = {"__metadata__": {"ss_output_name": config["output_name"]}}, b""
     for name, shape in parts.items():
         count = 1

@@ -1,0 +1,94 @@
+"""Jobs for engines that are not ours: captioned images, or pairs with up to three pictures to start from; and what stands in for the engines."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from comfyui_flenwheel.flywheel.images import png_bytes, write_json, write_whole
+from comfyui_flenwheel.training import job as jobs
+from comfyui_flenwheel.training import trainset
+from comfyui_flenwheel.training.job import Places
+from comfyui_flenwheel.training.spec import TrainingSpec
+from PIL import Image
+
+posix = pytest.mark.skipif(os.name == "nt", reason="process groups and kill -9 are POSIX")
+PROMPT = "make it night, keep the person identical"
+
+
+def until(happened, patience_s=30.0):
+    deadline = time.monotonic() + patience_s
+    while not happened():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def pairs(project, count=4, controls=1):
+    """Triplets as they are written: control n is an even grey of 40 n."""
+    folder, rows = project.stage("qwen_training").folder, []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        target = f"data/corrections/v1/target_{number}.png"
+        write_whole(project.root / target, png_bytes(Image.fromarray(pixels).resize((128, 96), Image.Resampling.BICUBIC)))
+        sources = [f"data/source/v1/start_{number}_{slot}.png" for slot in range(1, controls + 1)]
+        for slot, name in enumerate(sources, 1):
+            write_whole(project.root / name, png_bytes(Image.new("RGB", (128, 96), (40 * slot,) * 3)))
+        rows.append({"id": f"t{number}", "source_image": sources, "target_image": target, "edit_prompt": PROMPT, "split": "train"})
+    write_json(folder / "triplets.json", rows)
+    return folder
+
+
+def spec_for(project, folder, engine, **changes):
+    """A small training of this engine on the data in `folder`."""
+    spec = TrainingSpec(
+        project=project.folder_name,
+        kind="edit",
+        engine=engine,
+        architecture="qwen_image_edit",
+        base_model="qwen_image_edit_2509_bf16.safetensors",
+        dataset=project.relative(folder),
+        dataset_key=trainset.read(folder).key,
+        instance_token=project.instance_token,
+        class_noun=project.class_noun,
+        rank=4,
+        alpha=4,
+        steps=20,
+        save_every=5,
+        resolution=128,
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def edit_job(project, engine, models, loras, *, controls=1, comfyui=None, **changes):
+    spec = spec_for(project, pairs(project, controls=controls), engine, **changes)
+    return jobs.find_or_create(project.root, spec, Places(loras=loras, models=(models,), comfyui=comfyui))
+
+
+def declared(known):
+    """Source that declares these options, as sd-scripts does."""
+    lines = ["import argparse", "parser = argparse.ArgumentParser()"]
+    for name, told in known.items():
+        words = "".join(f", {key}={value if key == 'type' else repr(value)}" for key, value in told.items())
+        lines.append(f'parser.add_argument("--{name}"{words})')
+    return "\n".join(lines) + "\n"
+
+
+def own_python(root, variable, monkeypatch):
+    """An interpreter inside a checkout, which is the one that runs the tests."""
+    python = root / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.symlink_to(sys.executable) if os.name != "nt" else monkeypatch.setenv(variable, sys.executable)
+
+
+def seen(folder):
+    """What a stand-in in this folder was given."""
+    return json.loads((folder / "SEEN").read_text())
+
+
+def gone(pid):
+    """Ended; it may wait for its burial where no init does that."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

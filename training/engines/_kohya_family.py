@@ -1,0 +1,90 @@
+"""What sd-scripts and musubi-tuner have in common, being one author's: the bar they draw, the states they save, the way they go on.
+
+Neither counts on after a resume: a launch counts from 0 and trains what remains, under an output name of its own. Both save on no signal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...flywheel.images import write_whole
+from ..errors import TrainingFailed
+from ..job import Job
+from . import _launch
+
+_BAR = re.compile(r"steps:\s+\d+%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?(?:avr_loss=([-+.\w]+))?\]")
+_SAVED = re.compile(r"saving checkpoint: .*-step(\d{8})\.safetensors")
+_SAMPLE = re.compile(r"_(\d{6})_(\d{2})_\d+")
+LAST_OF_A_STATE = "random_states_0.pkl"  # written last: a state that has it is whole
+
+
+def read(line: str) -> _launch.Progress | None:
+    """A line of the progress bar, as tqdm draws it."""
+    found = _BAR.search(line)
+    return _launch.Progress(int(found[1]), int(found[2]), float(found[3]) if found[3] else None) if found else None
+
+
+def train(
+    job: Job,
+    engine: str,
+    settings: Callable[[int, Path | None], Mapping[str, Any]],
+    command: Callable[[Path], _launch.Command],
+) -> Path:
+    """Train what remains and answer the LoRA file. `settings`: of a launch, from the steps done and the state they left; `command`: for a config file.
+
+    Raises:
+        Stopped, TrainingFailed: as `_launch.launch`.
+    """
+    done, state = resume_point(job)
+    if done >= job.spec.steps:
+        return _collect(job, engine, None)
+    attempt = len(list((job.folder / "config").glob("train-*.toml"))) + 1
+    name = f"{job.id}-{attempt}"  # a second launch never overwrites what the first saved
+    path = job.folder / "config" / f"train-{attempt}.toml"
+    written = {**settings(done, state), "output_name": name}
+    _launch.write_text(path, f"# {job.spec.project}: {job.spec.kind} LoRA, attempt {attempt}\n{_launch.toml(written)}")
+    if state:
+        job.append("note", text=f"goes on from step {done}")
+    _launch.launch(command(path), job, read=read, done=done, seen=lambda line: _noticed(job, line, done, name))
+    return _collect(job, engine, job.folder / "out" / f"{name}.safetensors")
+
+
+def resume_point(job: Job) -> tuple[int, Path | None]:
+    """Steps done and the newest state that is whole."""
+    saved = sorted((event["step"], job.folder / event["file"]) for event in job.events() if event["kind"] == "checkpoint")
+    whole = [(step, state) for step, state in saved if (state / LAST_OF_A_STATE).is_file()]
+    return whole[-1] if whole else (0, None)
+
+
+def _noticed(job: Job, line: str, done: int, output_name: str) -> None:
+    """A checkpoint in the log becomes an event; what a resume needs is written down, since the trainer counts from 0 again."""
+    if not (found := _SAVED.search(line)):
+        return
+    step = int(found[1])
+    state = job.folder / "out" / f"{output_name}-step{step:08}-state"
+    job.append("checkpoint", step=done + step, file=state.relative_to(job.folder).as_posix())
+    _samples(job, done)
+
+
+def _samples(job: Job, done: int) -> None:
+    told = {event["file"] for event in job.events() if event["kind"] == "sample"}
+    for path in sorted((job.folder / "out" / "sample").glob("*.png")):
+        name, found = path.relative_to(job.folder).as_posix(), _SAMPLE.search(path.name)
+        if found and name not in told:
+            job.append("sample", step=done + int(found[1]), prompt=int(found[2]), file=name)
+
+
+def _collect(job: Job, engine: str, made: Path | None) -> Path:
+    """The final file, copied to where results lie: a trainer's exit code alone says nothing."""
+    made = made or _launch.newest((job.folder / "out").glob("*.safetensors"))
+    if made is None or not made.is_file():
+        raise TrainingFailed(
+            "garbage", f"{engine} ended without an error, but wrote no LoRA.", "Read log.txt: most often it found no pictures.", ()
+        )
+    _samples(job, 0)
+    result = job.folder / "result" / f"{job.spec.engine}-{made.name}"
+    write_whole(result, made.read_bytes())
+    return result

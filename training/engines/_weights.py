@@ -1,0 +1,60 @@
+"""What a model file is, read from its header alone: which model, and whether a trainer can read its form and precision."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+ALL_IN_ONE = ("text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.")
+PREFIX = "model.diffusion_model."  # of files that ComfyUI saved
+_SCALED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant")
+
+
+def tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """The header of a safetensors file; empty where it is none."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if not 2 <= length <= min(100_000_000, path.stat().st_size):
+                return {}
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, struct.error):
+        return {}
+    return {key: entry for key, entry in header.items() if key != "__metadata__" and isinstance(entry, dict)}
+
+
+def is_scaled(path: Path) -> bool:
+    """8 bit with a scale per tensor: ComfyUI's own form, which trainers do not know."""
+    return any(mark in key for key in tensors(path) for mark in _SCALED)
+
+
+def is_eight_bit(path: Path) -> bool:
+    return any(str(entry.get("dtype", "")).startswith("F8_") for entry in tensors(path).values())
+
+
+def model_problem(
+    path: Path, engine: str, model: str, marks: Collection[str], take: str, *, eight_bit: bool = False, prefix: bool = False
+) -> str:
+    """Why a trainer cannot read this diffusion model; empty when it can.
+
+    `marks`: beginnings of names that only this model has, in the form the trainer reads. `take`: what to take instead, in words. `eight_bit`:
+    plain fp8_e4m3fn is read too. `prefix`: names may begin with `model.diffusion_model.`.
+    """
+    if path.suffix.lower() == ".gguf":
+        return f"{path.name} is a GGUF file, which {engine} cannot read: {take}"
+    found = tensors(path)
+    if not found:
+        return f"{path.name} is not a safetensors file, or only half of one: download it again"
+    named = {key.removeprefix(PREFIX) if prefix else key for key in found}
+    if any(key.startswith((*ALL_IN_ONE, PREFIX)) for key in named):
+        return f"{path.name} is an all-in-one checkpoint, which {engine} cannot read: {take}"
+    lacking = [mark for mark in marks if not any(key.startswith(mark) for key in named)]
+    if lacking:
+        return f"{path.name} is no {model} model in the form {engine} reads (it has no {lacking[0].rstrip('.')}): {take}"
+    kinds = {str(entry.get("dtype", "")) for entry in found.values()}
+    if is_scaled(path) or kinds & {"U8", "I8", "F8_E5M2"} or (not eight_bit and is_eight_bit(path)):
+        return f"{path.name} is quantised in a way {engine} cannot read: take the bf16 file{', or plain fp8_e4m3fn' if eight_bit else ''}"
+    return ""
