@@ -16,6 +16,7 @@ from ..spec import ARCHITECTURES, TrainingSpec
 ENGINES: dict[str, str] = {  # name to "module:class", in the order they are offered
     "rehearsal": "rehearsal:Rehearsal",
     "kohya": "kohya:Kohya",
+    "musubi": "musubi:Musubi",
 }
 
 
