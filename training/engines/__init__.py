@@ -17,6 +17,7 @@ ENGINES: dict[str, str] = {  # name to "module:class", in the order they are off
     "rehearsal": "rehearsal:Rehearsal",
     "kohya": "kohya:Kohya",
     "musubi": "musubi:Musubi",
+    "ai_toolkit": "ai_toolkit:AiToolkit",
 }
 
 

@@ -1,0 +1,188 @@
+"""ai-toolkit: its config, its slip with control slots, its log. A stand-in prints the real lines; AITK_ROOT brings in the real source."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+from comfyui_flenwheel.training import run
+from comfyui_flenwheel.training.engines import _dataset, _launch, ai_toolkit
+from comfyui_flenwheel.training.errors import EngineNotInstalled
+
+from .conftest import edit_job, own_python, posix, seen, until
+from .test_musubi import spec_of
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+KNOWN = json.loads((HERE / "ai_toolkit_0.12.26_keys.json").read_text())
+GOLDEN = HERE / "ai_toolkit_golden"
+OPTIONS = ({}, {"qtype": "uint3", "recovery_adapter": "ostris/a/b.safetensors", "offload": 0.3, "low_vram": True}, {"qtype": "none"})
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    root = tmp_path / "Zoë's trainers" / "ai-toolkit"
+    source = "".join(
+        f"class {cls}:\n    def __init__(self, **kwargs):\n{''.join(f'        kwargs.get({key!r}, None){chr(10)}' for key in keys)}"
+        for cls, keys in KNOWN.items()
+    )
+    for name, text in {
+        "toolkit/config_modules.py": source,
+        "extensions_built_in/diffusion_models/qwen_image/plus.py": 'arch = "qwen_image_edit_plus"\n',
+        "run.py": (HERE / "fake_ai_toolkit.py").read_text(encoding="utf-8"),
+        "version.py": 'VERSION = "0.12.26"\n',
+        "FAKE": "ok",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    own_python(root, "AITK_PYTHON", monkeypatch)
+    monkeypatch.setenv("AITK_ROOT", str(root))
+    return root
+
+
+@pytest.fixture
+def job(project, tmp_path):
+    made = edit_job(project, "ai_toolkit", tmp_path, tmp_path / "loras", controls=3, sample_prompts=("make it night",))
+    yield made
+    run.stop(made)
+    run.wait(made, 20)
+
+
+@posix
+def test_three_control_folders_and_a_lora_at_the_end(checkout, job):
+    run.start(job)
+    assert run.wait(job, 60).state == "done", job.status()
+    assert [step for step, _ in job.losses()] == list(range(1, 21)) and job.losses()[3] == (4, 0.25)
+    assert [event["step"] for event in job.events() if event["kind"] == "checkpoint"] == [5, 10, 15]
+    assert [step for step, _, _ in job.sampled()] == [5, 10, 15]
+    process = seen(checkout)["config"]["process"][0]
+    controls = [Path(folder) for folder in process["datasets"][0]["control_path"]]
+    assert [folder.name for folder in controls] == ["control_1", "control_2", "control_3"]
+    assert all(len(list(folder.iterdir())) == 4 for folder in controls)
+    assert process["sample"]["samples"][0]["ctrl_img_3"] == str(controls[2] / "p0001.png")
+    assert run.result_of(job).path.name == "Anna-edit-v001.safetensors"
+
+
+@posix
+def test_it_goes_on_by_itself_under_the_same_name(checkout, job):
+    (checkout / "FAKE").write_text("slow")
+    run.start(job)
+    until(lambda: job.status().step >= 12)
+    run.stop(job)
+    assert run.wait(job, 20).state == "stopped"
+    (checkout / "FAKE").write_text("ok")
+    run.start(job)
+    assert run.wait(job, 60).state == "done", job.status()
+    last = max(number for number, event in enumerate(job.events()) if event["kind"] == "started")
+    assert next(event["step"] for event in job.events()[last:] if event["kind"] == "step") == 11
+    assert any(event.get("text") == f"goes on from {job.id}_000000010.safetensors" for event in job.events())
+
+
+@posix
+@pytest.mark.parametrize(
+    ("plan", "code", "told"),
+    [
+        ("interrupted", "garbage", "did not finish its LoRA"),
+        ("memory", "memory", "The memory was not enough"),
+        ("unread", "data", "could not read a picture"),
+        ("garbage", "garbage", "is no LoRA"),
+    ],
+)
+def test_bad_ends_have_a_cause(checkout, job, plan, code, told):
+    (checkout / "FAKE").write_text(plan)
+    run.start(job)
+    status = run.wait(job, 60)
+    failed = [event for event in job.events() if event["kind"] == "failed"][-1]
+    assert failed["code"] == code and told in status.cause, failed
+
+
+@posix
+def test_steps_it_skipped_are_noted(checkout, job):
+    (checkout / "FAKE").write_text("skips")
+    run.start(job)
+    assert run.wait(job, 60).state == "done"
+    assert any("a step was skipped" in event.get("text", "") for event in job.events())
+
+
+def test_a_control_that_goes_missing_never_lets_the_others_slip(job):
+    """ai-toolkit would make Picture 3 into Picture 2: the folders are read back, and a missing picture is made again."""
+    folder, _ = _dataset.lay_out(job, ai_toolkit.LAYOUT)
+    (folder / "control_2" / "p0002.png").unlink()
+    _, again = _dataset.lay_out(job, ai_toolkit.LAYOUT)
+    assert (folder / "control_2" / "p0002.png").is_file()
+    assert [[control.path.parent.name for control in pair.controls] for pair in again.pairs] == [
+        ["control_1", "control_2", "control_3"]
+    ] * 4
+    (folder / "control_2" / "p0009.png").write_bytes((folder / "control_2" / "p0001.png").read_bytes())
+    with pytest.raises(ai_toolkit._dataset.DatasetError, match="p0009"):
+        _dataset.lay_out(job, ai_toolkit.LAYOUT)
+
+
+def test_keys_and_models_that_this_one_does_not_know(checkout, job, project, tmp_path):
+    path = checkout / "toolkit" / "config_modules.py"
+    path.write_text(path.read_text().replace("'cache_text_embeddings'", "'other'"))
+    (checkout / "extensions_built_in/diffusion_models/qwen_image/plus.py").write_text("")
+    with pytest.raises(EngineNotInstalled) as caught:
+        ai_toolkit.AiToolkit().check(job)
+    told = "\n".join(caught.value.problems)
+    assert "does not know train.cache_text_embeddings" in told and "does not know the model qwen_image_edit_plus" in told
+    strange = edit_job(
+        project, "ai_toolkit", tmp_path, tmp_path, options={"model": "no/such/model"}, sample_prompts=("a ${HOME} of [name]",)
+    )
+    with pytest.raises(EngineNotInstalled) as caught:
+        ai_toolkit.AiToolkit().check(strange)
+    told = "\n".join(caught.value.problems)
+    assert (
+        "neither a folder that is there nor a name on Hugging Face" in told
+        and "a sample prompt holds ${" in told
+        and "holds [name]" in told
+    )
+
+
+@pytest.mark.parametrize("architecture", list(ai_toolkit.MODELS))
+def test_the_files_are_the_golden_ones(architecture):
+    """Golden files are read by people: look at the difference before you replace them."""
+    kind = "character" if architecture == "flux1" else "edit"
+    spec = spec_of(architecture, engine="ai_toolkit", kind=kind, steps=1500)
+    config = ai_toolkit.config(spec, ai_toolkit.MODELS[architecture].hub, Path("/job"), Path("/data"), None)
+    config["config"]["name"] = "id"
+    told = json.dumps(config, indent=1) + "\n"
+    if os.environ.get("WRITE_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        (GOLDEN / f"{architecture}.json").write_text(told, encoding="utf-8")
+    assert told == (GOLDEN / f"{architecture}.json").read_text(encoding="utf-8")
+
+
+def test_every_key_is_asked_for_by_the_real_source():
+    root = os.environ.get("AITK_ROOT")
+    if not root:
+        pytest.skip("AITK_ROOT names no checkout of ai-toolkit; the list of its keys kept here was used instead")
+    real = ai_toolkit.keys_of(Path(root) / ai_toolkit.MARKER)
+    assert all(set(keys) <= real[cls] for cls, keys in KNOWN.items())
+    for architecture in ai_toolkit.MODELS:
+        for options in OPTIONS:
+            spec = spec_of(architecture, engine="ai_toolkit", kind="character" if architecture == "flux1" else "edit", options=options)
+            assert ai_toolkit.block_problems(ai_toolkit.config(spec, "m", Path("/job"), Path("/data"), None), Path(root)) == []
+
+
+def test_the_kept_keys_cover_what_is_written():
+    for architecture in ai_toolkit.MODELS:
+        for options in OPTIONS:
+            spec = dataclasses.replace(spec_of(architecture, engine="ai_toolkit"), options=options)
+            process = ai_toolkit.config(spec, "m", Path("/job"), Path("/data"), None)["config"]["process"][0]
+            for block, cls in ai_toolkit.CLASSES.items():
+                rows = process[block] if isinstance(process[block], list) else [process[block]]
+                assert {key for row in rows for key in row} <= set(KNOWN[cls])
+
+
+@pytest.mark.parametrize(
+    ("line", "progress"),
+    [
+        ("mira:  12%|█▎        | 250/2000 [10:00<1:10:00,  2.40s/it, lr: 1.0e-04 loss: 4.123e-01]", _launch.Progress(250, 2000, 0.4123)),
+        ("Caching latents:  50%|█████     | 6/12 [00:03<00:03,  2.00it/s]", None),
+        ("mira:   0%|          | 0/2000 [00:00<?, ?it/s]", None),
+    ],
+)
+def test_only_the_bar_of_the_training_counts(line, progress):
+    assert ai_toolkit.read(line) == progress

@@ -1,0 +1,343 @@
+"""ostris/ai-toolkit: FLUX.1 and FLUX.2 [klein] characters, edit LoRAs for Qwen-Image-Edit (up to three controls), Kontext and klein. Version 0.12.26.
+
+One program from a config file, of which it ignores every key it does not know, so the keys are looked for in its source first. A control that is
+missing lets the later ones move up a slot without a word, so the folders are read back before every launch. It goes on by itself from the newest
+file under the same name. Source: its config/examples, its user interface and its source.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ...flywheel.images import write_json, write_whole
+from ...flywheel.pairs import PairedDataset
+from ..errors import EngineNotInstalled, TrainingFailed
+from ..job import Job
+from ..spec import ARCHITECTURES, TrainingSpec
+from . import _dataset, _launch
+
+ROOT, PYTHON, MARKER = "AITK_ROOT", "AITK_PYTHON", "toolkit/config_modules.py"
+NAMES = ("ai-toolkit", "ai_toolkit")
+LAYOUT = "ai-toolkit"
+CLASSES = {  # block of the config to the class of toolkit/config_modules.py that reads it
+    "network": "NetworkConfig",
+    "save": "SaveConfig",
+    "datasets": "DatasetConfig",
+    "train": "TrainConfig",
+    "model": "ModelConfig",
+    "logging": "LoggingConfig",
+    "sample": "SampleConfig",
+}
+_BAR = re.compile(r"%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?lr: [-+.\w]+ loss: ([-+.\w]+)")
+_SAVED = re.compile(r"Saved checkpoint to (.+_(\d{9})\.safetensors)")
+_SAMPLE = re.compile(r"__(\d{9})_(\d+)\.\w+$")
+_SKIPPED = "OOM during training step"
+_UNREAD = re.compile(r"Error loading (?:control )?(?:image|file)")
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """How ai-toolkit knows an architecture: its `arch`, where it has what it downloads, and what else its blocks say."""
+
+    arch: str
+    hub: str
+    model: Mapping[str, Any]
+    train: Mapping[str, Any]
+
+
+MODELS: Mapping[str, Model] = {
+    "flux1": Model("flux", "black-forest-labs/FLUX.1-dev", {}, {"timestep_type": "sigmoid"}),
+    "flux1_kontext": Model("flux_kontext", "black-forest-labs/FLUX.1-Kontext-dev", {}, {"timestep_type": "weighted"}),
+    "qwen_image_edit": Model(
+        "qwen_image_edit_plus", "Qwen/Qwen-Image-Edit-2509", {"model_kwargs": {"match_target_res": False}}, {"timestep_type": "weighted"}
+    ),
+    "flux2_klein_4b": Model("flux2_klein_4b", "black-forest-labs/FLUX.2-klein-base-4B", {}, {"timestep_type": "weighted"}),
+    "flux2_klein_9b": Model("flux2_klein_9b", "black-forest-labs/FLUX.2-klein-base-9B", {}, {"timestep_type": "weighted"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AiToolkitOptions:
+    """What ai-toolkit has to know beyond the settings."""
+
+    model: str = field(
+        default="",
+        metadata={
+            "help": "A folder in diffusers' layout, or a name on Hugging Face, which ai-toolkit then downloads. Empty: the usual one."
+        },
+    )
+    qtype: Literal["qfloat8", "float8", "uint8", "uint6", "uint4", "uint3", "none"] = field(
+        default="qfloat8", metadata={"help": "How small the base model is held. Qwen-Image-Edit on 24 GB needs uint3 with an adapter."}
+    )
+    recovery_adapter: str = field(
+        default="",
+        metadata={"help": "A file that makes up for uint3 or uint4, such as ostris/accuracy_recovery_adapters/<name>.safetensors."},
+    )
+    low_vram: bool = field(default=False, metadata={"help": "Quantise in RAM, and keep there what is not needed: slower, less memory."})
+    offload: float = field(default=0.0, metadata={"help": "Share of the model's layers that wait in RAM.", "min": 0.0, "max": 1.0})
+    optimizer: Literal["adamw8bit", "adamw", "adafactor", "prodigy"] = field(
+        default="adamw8bit", metadata={"help": "adamw8bit is the usual one."}
+    )
+    caption_dropout: float = field(
+        default=0.05, metadata={"help": "How often a picture is learnt without its caption.", "min": 0.0, "max": 1.0}
+    )
+    samples: bool = field(default=True, metadata={"help": "Draw samples at every checkpoint; they need memory of their own."})
+
+
+class AiToolkit:
+    """Runs ai-toolkit's run.py and understands what it says."""
+
+    name: ClassVar[str] = "ai_toolkit"
+    uses_gpu: ClassVar[bool] = True
+    trains: ClassVar[frozenset[tuple[str, str]]] = frozenset(
+        {("character", name) for name in ("flux1", "flux2_klein_4b", "flux2_klein_9b")}
+        | {("edit", name) for name in MODELS if name != "flux1"}
+    )
+    most_controls: ClassVar[int] = 3
+    options: ClassVar[type] = AiToolkitOptions
+
+    def check(self, job: Job) -> list[str]:
+        problems, facts = list[str](), list[str]()
+        try:
+            root = _launch.checkout(ROOT, MARKER, NAMES, job.places.near)
+            facts.append(f"ai-toolkit {_version(root)}: {root.name}, {_launch.interpreter(root, PYTHON)}")
+            problems += block_problems(config(job.spec, "model", Path(), Path(), None), root)
+        except EngineNotInstalled as error:
+            problems += error.problems or [str(error)]
+        model, problem = _model(job)
+        problems += [problem] if problem else []
+        if _HUB.fullmatch(model):
+            facts.append(f"ai-toolkit takes {model} from Hugging Face; what is not there yet it downloads at its start")
+        problems += _dataset.problems(job)
+        problems += _unspeakable(job)
+        if problems:
+            raise EngineNotInstalled("ai-toolkit cannot train this yet:", problems)
+        return facts
+
+    def train(self, job: Job) -> Path:
+        root = _launch.checkout(ROOT, MARKER, NAMES, job.places.near)
+        job.append("phase", name="laying out the pictures")
+        folder, dataset = _dataset.lay_out(job, LAYOUT)
+        path = job.folder / "config" / f"{job.id}.json"
+        write_json(path, config(job.spec, _model(job)[0], job.folder, folder, dataset))
+        if checkpoint := _launch.newest(_numbered(job)):
+            job.append("note", text=f"goes on from {checkpoint.name}")
+        job.append("phase", name="loading the model, caching images and captions")
+        command = _launch.Command(_launch.interpreter(root, PYTHON), (str(root / "run.py"), str(path)), root)
+        _launch.launch(command, job, read=read, seen=lambda line: _noticed(job, line))
+        return _collect(job)
+
+
+def read(line: str) -> _launch.Progress | None:
+    """A line of the training bar; its other bars have no rate in them. It counts on after a resume."""
+    found = _BAR.search(line)
+    return _launch.Progress(int(found[1]), int(found[2]), float(found[3])) if found else None
+
+
+def config(spec: TrainingSpec, model: str, folder: Path, data: Path, dataset: PairedDataset | None) -> dict[str, Any]:
+    """The whole config file. `data`: the laid out training set; `dataset`: what lies in it, for the samples."""
+    options, known = AiToolkitOptions(**spec.options), MODELS[spec.architecture]  # type: ignore[arg-type]
+    slots = len(dataset.slots) if dataset else 1 if spec.kind == "edit" else 0
+    pictures: dict[str, Any] = {
+        "folder_path": (data / "target").as_posix(),
+        "caption_ext": "txt",
+        "caption_dropout_rate": options.caption_dropout,
+        "resolution": [spec.resolution],
+        "cache_latents_to_disk": True,
+        "num_repeats": 1,
+        "flip_x": False,
+    }
+    if slots:
+        pictures["control_path"] = [(data / f"control_{slot}").as_posix() for slot in range(1, slots + 1)]
+    process = {
+        "type": "diffusion_trainer",
+        "training_folder": (folder / "out").as_posix(),
+        "network": {"type": "lora", "linear": spec.rank, "linear_alpha": spec.alpha},
+        "save": {"dtype": "bf16", "save_every": spec.save_every, "max_step_saves_to_keep": 4},
+        "datasets": [pictures],
+        "train": _train(spec, options, known),
+        "model": {
+            "name_or_path": model,
+            "arch": _arch(spec, model),
+            "quantize": options.qtype != "none",
+            "quantize_te": options.qtype != "none",
+            "low_vram": options.low_vram,
+            **(
+                {"qtype": options.qtype + (f"|{options.recovery_adapter}" if options.recovery_adapter else "")}
+                if options.qtype != "none"
+                else {}
+            ),
+            **({"layer_offloading": True, "layer_offloading_transformer_percent": options.offload} if options.offload else {}),
+            **known.model,
+        },
+        "logging": {"log_every": 1, "use_ui_logger": False},
+        "sample": _samples(spec, dataset),
+    }
+    return {"job": "extension", "config": {"name": spec.id, "process": [process]}, "meta": {"name": "[name]", "version": "1.0"}}
+
+
+def _train(spec: TrainingSpec, options: AiToolkitOptions, known: Model) -> dict[str, Any]:
+    return {
+        "batch_size": spec.batch_size,
+        "steps": spec.steps,
+        "lr": spec.learning_rate,  # its default is a hundredth of what a LoRA needs
+        "optimizer": options.optimizer,
+        "lr_scheduler": "constant",
+        "noise_scheduler": "flowmatch",
+        "dtype": "bf16",
+        "gradient_checkpointing": True,
+        "gradient_accumulation": spec.gradient_accumulation,
+        "train_unet": True,
+        "train_text_encoder": False,
+        "cache_text_embeddings": True,
+        "disable_sampling": not (options.samples and spec.sample_prompts),
+        "skip_first_sample": True,
+        **known.train,
+    }
+
+
+def _samples(spec: TrainingSpec, dataset: PairedDataset | None) -> dict[str, Any]:
+    side = min(spec.resolution, 1024)
+    rows: list[dict[str, str]] = []
+    for number, prompt in enumerate(spec.sample_prompts):
+        controls = dataset.pairs[number % len(dataset.pairs)].controls if dataset else ()
+        rows.append({"prompt": prompt, **{f"ctrl_img_{slot}": control.path.as_posix() for slot, control in enumerate(controls, 1)}})
+    return {
+        "sampler": "flowmatch",
+        "sample_every": spec.save_every,
+        "width": side,
+        "height": side,
+        "guidance_scale": 4,
+        "sample_steps": 20,
+        "seed": spec.seed,
+        "samples": rows,
+    }
+
+
+def block_problems(settings: Mapping[str, Any], root: Path) -> list[str]:
+    """What ai-toolkit would ignore silently: keys that none of its classes asks for; and models it does not know."""
+    process, known = settings["config"]["process"][0], keys_of(root / MARKER)
+    problems: list[str] = []
+    for block, cls in CLASSES.items():
+        rows = process[block] if isinstance(process[block], list) else [process[block]]
+        unknown = sorted({key for row in rows for key in row} - known.get(cls, set()))
+        problems += [f"this ai-toolkit does not know {block}.{key}: it is too old or too new; update it" for key in unknown]
+    arch = process["model"]["arch"].partition(":")[0]
+    sources = (*(root / "extensions_built_in" / "diffusion_models").glob("*/*.py"), root / MARKER)
+    if not any(f'"{arch}"' in (text := source.read_text(encoding="utf-8")) or f"'{arch}'" in text for source in sources):
+        problems.append(f"this ai-toolkit does not know the model {arch}: update it")
+    return problems
+
+
+def keys_of(source: Path) -> dict[str, set[str]]:
+    """Class to the keys it asks its keyword arguments for, read from the source without running it."""
+    known: dict[str, set[str]] = {}
+    for cls in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(cls, ast.ClassDef):
+            known[cls.name] = {
+                node.args[0].value
+                for node in ast.walk(cls)
+                if isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("get", "pop")
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "kwargs"
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+                and isinstance(node.args[0].value, str)
+            }
+    return known
+
+
+def _arch(spec: TrainingSpec, model: str) -> str:
+    """Its name for the architecture; the generations of Qwen-Image-Edit differ."""
+    arch = MODELS[spec.architecture].arch
+    if spec.architecture != "qwen_image_edit":
+        return arch
+    name = Path(model).name
+    return f"{arch}:2511" if "2511" in name else arch
+
+
+def _model(job: Job) -> tuple[str, str]:
+    """What name_or_path says, and why that does not work."""
+    spec = job.spec
+    wanted = str(spec.options.get("model", "")).strip() or MODELS[spec.architecture].hub
+    if spec.architecture == "qwen_image_edit" and "2511" in spec.base_model and not spec.options.get("model"):
+        wanted = "Qwen/Qwen-Image-Edit-2511"
+    found = job.places.find(wanted)
+    if found is None:
+        fine = _HUB.fullmatch(wanted) and not wanted.endswith((".safetensors", ".gguf"))
+        return wanted, "" if fine else f"model is {wanted!r}: neither a folder that is there nor a name on Hugging Face"
+    if found.is_dir():
+        single = spec.architecture.startswith("flux2") and any(found.glob("*.safetensors"))
+        whole = single or (found / "transformer").is_dir()
+        return found.as_posix(), "" if whole else f"{found.name} is no model folder in diffusers' layout: it has no transformer folder"
+    if spec.architecture.startswith("flux2"):
+        return found.as_posix(), ""
+    return (
+        found.as_posix(),
+        f"{found.name} is a single file; for {ARCHITECTURES[spec.architecture]} ai-toolkit needs a folder in diffusers' layout",
+    )
+
+
+def _unspeakable(job: Job) -> list[str]:
+    """Texts that ai-toolkit would replace in its config."""
+    texts = {"a sample prompt": " ".join(job.spec.sample_prompts), "the project's path": str(job.folder)}
+    return [
+        f"{what} holds {mark}, which ai-toolkit replaces: take it out"
+        for what, text in texts.items()
+        for mark in ("${", "[name]")
+        if mark in text
+    ]
+
+
+def _version(root: Path) -> str:
+    try:
+        found = re.search(r'VERSION\s*=\s*"(.+?)"', (root / "version.py").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else "of unknown version"
+
+
+def _numbered(job: Job) -> list[Path]:
+    return sorted((job.folder / "out" / job.id).glob(f"{job.id}_{'[0-9]' * 9}.safetensors"))
+
+
+def _noticed(job: Job, line: str) -> None:
+    if _UNREAD.search(line):
+        raise TrainingFailed(
+            "data", "ai-toolkit could not read a picture and would train on without it.", "Export the training set again.", (line.strip(),)
+        )
+    if _SKIPPED in line:
+        job.append("note", text="a step was skipped, since the memory was not enough; after three in a row the run ends")
+    if found := _SAVED.search(line):
+        name = (job.folder / "out" / job.id / Path(found[1]).name).relative_to(job.folder).as_posix()
+        job.append("checkpoint", step=int(found[2]), file=name)
+        _sampled(job)
+
+
+def _sampled(job: Job) -> None:
+    told = {event["file"] for event in job.events() if event["kind"] == "sample"}
+    for path in sorted((job.folder / "out" / job.id / "samples").glob("*")):
+        name, found = path.relative_to(job.folder).as_posix(), _SAMPLE.search(path.name)
+        if found and name not in told:
+            job.append("sample", step=int(found[1]), prompt=int(found[2]), file=name)
+
+
+def _collect(job: Job) -> Path:
+    """The final file has no number; ai-toolkit also ends without an error when it was interrupted, and then there is none."""
+    made = job.folder / "out" / job.id / f"{job.id}.safetensors"
+    if not made.is_file():
+        raise TrainingFailed(
+            "garbage", "ai-toolkit ended without an error, but did not finish its LoRA.", "Read log.txt; queue again to go on.", ()
+        )
+    _sampled(job)
+    result = job.folder / "result" / f"ai_toolkit-{made.name}"
+    write_whole(result, made.read_bytes())
+    return result
