@@ -18,6 +18,8 @@ ENGINES: dict[str, str] = {  # name to "module:class", in the order they are off
     "kohya": "kohya:Kohya",
     "musubi": "musubi:Musubi",
     "ai_toolkit": "ai_toolkit:AiToolkit",
+    "fal": "fal:Fal",
+    "replicate": "replicate:Replicate",
 }
 
 
