@@ -159,8 +159,8 @@ def dataset_toml(spec: TrainingSpec, rows: list[dict[str, Any]], folder: Path) -
         "resolution": spec.resolution,
         "batch_size": spec.batch_size,
         "enable_bucket": True,
-        "min_bucket_reso": 256,
-        "max_bucket_reso": 2048,
+        "min_bucket_reso": min(256, spec.resolution),
+        "max_bucket_reso": max(2048, spec.resolution),
         "bucket_reso_steps": 64,
         "bucket_no_upscale": False,
     }

@@ -1,0 +1,104 @@
+"""sd-scripts itself, on the CPU, with random weights: SD_SCRIPTS_ROOT names a checkout with a Python of its own. Minutes, 1.5 GB of disk, 12 GB of RAM."""
+
+import dataclasses
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from comfyui_flenwheel.training import job as jobs
+from comfyui_flenwheel.training import run, trainset
+from comfyui_flenwheel.training.engines import _launch, kohya
+from comfyui_flenwheel.training.job import Places
+
+from .conftest import gone, until
+from .in_comfyui import patched
+
+ROOT = os.environ.get("SD_SCRIPTS_ROOT", "")
+INSIDE = Path(__file__).parent / "in_sd_scripts.py"
+TOKENS = 64
+SMALL = {
+    "fp8_base": False,
+    "optimizer": "AdamW",
+    "more": f't5xxl_max_token_length = {TOKENS}; network_args = ["train_blocks=all", "verbose=False"]',
+}
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not ROOT, reason="SD_SCRIPTS_ROOT names no checkout of sd-scripts with a Python of its own; fake trainers ran instead"
+    ),
+]
+
+
+def inside(*words):
+    root = Path(ROOT)
+    done = subprocess.run(
+        [_launch.interpreter(root, kohya.PYTHON), INSIDE, *words],
+        env=_launch.environment({}),
+        capture_output=True,
+        text=True,
+        cwd=root,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    kept = os.environ.get("FLEN_FLUX_MODELS")  # they take a minute to make
+    if kept:
+        return Path(kept)
+    folder = tmp_path_factory.mktemp("models")
+    inside("models", str(folder))
+    return folder
+
+
+def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, spec, models, tmp_path):
+    comfyui = Path(os.environ["FLEN_COMFYUI"])
+    spec = dataclasses.replace(spec, engine="kohya", steps=12, save_every=2, resolution=256, options=SMALL, sample_prompts=())
+    job = jobs.find_or_create(project.root, spec, Places(loras=tmp_path / "loras", models=(models,), comfyui=comfyui))
+    assert kohya.Kohya().check(job)
+    _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
+    inside("texts", str(job.folder / "dataset" / "r10"), str(TOKENS))
+
+    run.start(job)
+    until(lambda: job.status().checkpoint >= 2 or job.status().is_over, 400)
+    trainer = psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "launched"))
+    family = [trainer.pid, *(child.pid for child in trainer.children(recursive=True))]
+    run.stop(job)
+    assert run.wait(job, 60).state == "stopped", (job.status(), job.log.read_text()[-3000:])
+    assert all(gone(pid) for pid in family), "the whole group ended"
+
+    run.start(job)  # goes on; then the worker is killed, and the trainer it leaves is ended by the next
+    until(lambda: job.status().checkpoint >= 4 or job.status().is_over, 400)
+    psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "started")).kill()
+    until(lambda: job.status().state == "lost", 20)
+    run.start(job)
+    status = run.wait(job, 600)
+    assert status.state == "done", (status, job.log.read_text()[-3000:])
+    assert [step for step, _ in job.losses()] == list(range(1, 13)), "no step is missing"
+    made = run.result_of(job)
+    assert made.layers == 13 and made.rank == 4  # ten layers of a double block, three of a single one
+    assert patched(comfyui, models / "flux1-dev.safetensors", made.path) == {"keys": 13, "changed": True}
+
+
+def test_its_loader_reads_what_is_written(project, spec, folder, tmp_path):
+    """Images, captions, repeats and class images: as sd-scripts' own loader sees them."""
+    rare, others = folder / "3_other", tmp_path / "class"
+    rare.mkdir()
+    for path in sorted((folder / "10_ohwx_char person").glob("image_00[01].*")):
+        path.rename(rare / path.name)
+    others.mkdir()
+    for number in range(2):
+        (others / f"c{number}.png").write_bytes(next(rare.glob("*.png")).read_bytes())
+    spec = dataclasses.replace(spec, engine="kohya", options={"class_images": str(others)}, dataset_key=trainset.read(folder).key)
+    job = jobs.find_or_create(project.root, spec)
+    rows = _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
+    _launch.write_text(job.folder / "config" / "dataset.toml", kohya.dataset_toml(spec, rows, job.folder))
+    told = json.loads(inside("read", str(job.folder / "config" / "dataset.toml")).partition("READ")[2])
+    assert sorted((item["repeats"], item["reg"]) for item in told if not item["reg"]) == [(3, False)] * 2 + [(10, False)] * 10
+    assert {item["caption"] for item in told if not item["reg"]} == {"photo of ohwx_char person, front view"}
+    assert {item["caption"] for item in told if item["reg"]} == {"person"}
