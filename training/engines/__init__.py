@@ -18,6 +18,7 @@ ENGINES: dict[str, str] = {  # name to "module:class", in the order they are off
     "kohya": "kohya:Kohya",
     "musubi": "musubi:Musubi",
     "ai_toolkit": "ai_toolkit:AiToolkit",
+    "mflux": "mflux:Mflux",
     "fal": "fal:Fal",
     "replicate": "replicate:Replicate",
 }
