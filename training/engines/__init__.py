@@ -19,6 +19,7 @@ ENGINES: dict[str, str] = {  # name to "module:class", in the order they are off
     "musubi": "musubi:Musubi",
     "ai_toolkit": "ai_toolkit:AiToolkit",
     "mflux": "mflux:Mflux",
+    "diffusers": "diffusers_scripts:DiffusersScripts",
     "fal": "fal:Fal",
     "replicate": "replicate:Replicate",
 }

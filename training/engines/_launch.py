@@ -224,7 +224,7 @@ CAUSES: dict[str, Cause] = {  # the first that matches the log tells
     ),
     "version": Cause(
         re.compile(
-            r"unrecognized arguments|unexpected keyword argument|No module named|cannot import name|check_min_version|AttributeError: module"
+            r"unrecognized arguments|unexpected keyword argument|No module named|cannot import name|check_min_version|requires a source install|AttributeError: module"
         ),
         "The engine and what it stands on do not fit together, or it is too old.",
         "Update the engine and install its requirements again in its own environment.",

@@ -1,0 +1,115 @@
+"""diffusers' example scripts: their options and their log. A stand-in prints the real lines; DIFFUSERS_ROOT brings in the real scripts."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from comfyui_flenwheel.training import run
+from comfyui_flenwheel.training.engines import _launch, diffusers_scripts
+from comfyui_flenwheel.training.errors import EngineNotInstalled
+
+from .conftest import declared, edit_job, own_python, posix, seen, until
+from .test_musubi import spec_of
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+KNOWN = json.loads((HERE / "diffusers_0.40_arguments.json").read_text())
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    root = tmp_path / "Zoë's trainers" / "diffusers"
+    scripts = root / "examples" / "dreambooth"
+    scripts.mkdir(parents=True)
+    source = declared(KNOWN["flux_kontext"]) + (HERE / "fake_diffusers.py").read_text(encoding="utf-8")
+    (scripts / "train_dreambooth_lora_flux.py").write_text("")
+    (scripts / "train_dreambooth_lora_flux_kontext.py").write_text(source, encoding="utf-8")
+    (scripts / "FAKE").write_text("ok")
+    own_python(root, "DIFFUSERS_PYTHON", monkeypatch)
+    monkeypatch.setenv("DIFFUSERS_ROOT", str(root))
+    return scripts
+
+
+@pytest.fixture
+def job(project, tmp_path):
+    made = edit_job(project, "diffusers", tmp_path, tmp_path / "loras", architecture="flux1_kontext")
+    yield made
+    run.stop(made)
+    run.wait(made, 20)
+
+
+@posix
+def test_pairs_in_columns_and_a_lora_at_the_end(checkout, job):
+    run.start(job)
+    assert run.wait(job, 60).state == "done", (job.status(), job.log.read_text())
+    assert [step for step, _ in job.losses()] == list(range(1, 21))
+    assert [event["step"] for event in job.events() if event["kind"] == "checkpoint"] == [5, 10, 15, 20]
+    words = seen(checkout)["argv"]
+    assert words[words.index("--cond_image_column") + 1] == "control_1" and words[words.index("--caption_column") + 1] == "prompt"
+
+
+@posix
+def test_it_goes_on_from_its_last_checkpoint(checkout, job):
+    (checkout / "FAKE").write_text("slow")
+    run.start(job)
+    until(lambda: job.status().step >= 12)
+    run.stop(job)
+    assert run.wait(job, 20).state == "stopped"
+    (checkout / "FAKE").write_text("ok")
+    run.start(job)
+    assert run.wait(job, 60).state == "done", job.status()
+    last = max(number for number, event in enumerate(job.events()) if event["kind"] == "started")
+    assert next(event["step"] for event in job.events()[last:] if event["kind"] == "step") == 11
+
+
+@posix
+@pytest.mark.parametrize(("plan", "told"), [("nothing", "wrote no LoRA"), ("old", "Update the engine")])
+def test_bad_ends(checkout, job, plan, told):
+    (checkout / "FAKE").write_text(plan)
+    run.start(job)
+    assert told in run.wait(job, 60).cause
+
+
+def test_a_script_that_is_missing_or_old_and_a_model_that_is_none(checkout, job, project, tmp_path):
+    klein = edit_job(project, "diffusers", tmp_path, tmp_path, architecture="flux2_klein_4b", options={"model": str(tmp_path)}, alpha=2)
+    with pytest.raises(EngineNotInstalled) as caught:
+        diffusers_scripts.DiffusersScripts().check(klein)
+    told = str(caught.value)
+    assert (
+        "has no train_dreambooth_lora_flux2_klein_img2img.py" in told
+        and "has no model_index.json" in told
+        and "alpha must be the rank" in told
+    )
+    script = checkout / "train_dreambooth_lora_flux_kontext.py"
+    script.write_text(script.read_text().replace('"--cond_image_column"', '"--other"'))
+    with pytest.raises(EngineNotInstalled, match="does not know cond_image_column"):
+        diffusers_scripts.DiffusersScripts().check(job)
+
+
+def every_command():
+    for (kind, architecture), script in diffusers_scripts.SCRIPTS.items():
+        spec = spec_of(architecture, engine="diffusers", kind=kind)
+        yield script, diffusers_scripts.arguments(spec, "model", Path("/data"), Path("/out"))
+
+
+def test_the_kept_options_cover_every_word():
+    for script, told in every_command():
+        assert _launch.key_problems(told, KNOWN[script], "diffusers") == [], script
+
+
+def test_the_options_are_those_of_the_real_scripts():
+    root = os.environ.get("DIFFUSERS_ROOT")
+    if not root:
+        pytest.skip("DIFFUSERS_ROOT names no checkout of diffusers; the list of its options kept here was used instead")
+    for script, told in every_command():
+        real = _launch.arguments_of([Path(root) / f"examples/dreambooth/train_dreambooth_lora_{script}.py"])
+        assert {name: real.get(name) for name in KNOWN[script]} == KNOWN[script]
+        assert _launch.key_problems(told, real, "diffusers") == []
+
+
+def test_words_and_lines():
+    assert diffusers_scripts.command_line({"a": True, "b": False, "c": 1e-4}) == ["--a", "--c", "0.0001"]
+    line = "Steps:  12%|█▏        | 60/500 [01:00<10:00,  1.20s/it, loss=0.41, lr=0.0001]"
+    assert diffusers_scripts.read(line) == _launch.Progress(60, 500, 0.41)
+    assert diffusers_scripts.read("Caching latents:  12%|█▏        | 60/500 [01:00<10:00,  1.20s/it]") is None
