@@ -51,15 +51,15 @@ class LoraRef:
         return f"{self.path.name}: {self.layers} of {self.layers} layers found in {ARCHITECTURES[self.architecture]}, rank {self.rank}"
 
 
-def prove(path: Path, architecture: Architecture) -> lora.Fit:
-    """That the file is a LoRA for this architecture which has learnt something.
+def prove(path: Path, architecture: Architecture, sizes: Sizes | None = None) -> lora.Fit:
+    """That the file is a LoRA for this architecture which has learnt something. `sizes`: the layers of the very model it is for, where known.
 
     Raises:
         TrainingFailed: with code garbage or nan, and what is wrong.
     """
     advice = "Look at the log, then train again; if it happens again, choose another engine."
     try:
-        fitted = lora.fit(lora.inspect(path), modules(architecture), ARCHITECTURES[architecture])
+        fitted = lora.fit(lora.inspect(path), sizes or modules(architecture), ARCHITECTURES[architecture])
     except LoraError as error:
         raise TrainingFailed(
             "garbage", f"The trainer ended, but its file is no LoRA for {ARCHITECTURES[architecture]}: {error}", advice

@@ -173,9 +173,10 @@ def _train(job: Job) -> dict[str, object]:
     spec = job.spec
     attempt = job.status().attempts + 1
     job.append("started", **identity(), engine=spec.engine, attempt=attempt, steps=spec.steps)
-    made = engines.engine(spec.engine).train(job)
+    engine = engines.engine(spec.engine)
+    made = engine.train(job)
     job.append("phase", name="proving that it loads")
-    fitted = proof.prove(made, spec.architecture)
+    fitted = proof.prove(made, spec.architecture, engine.layers(job) if isinstance(engine, engines.KnowsLayers) else None)
     ranks = {layer.rank for layer in fitted.placed.values() if layer.rank}
     facts = {
         "project": spec.project,

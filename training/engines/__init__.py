@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, get_args, get_type_hints
+from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_checkable
 
 from ...flywheel.pairs import MAX_CONTROLS
 from ..errors import SpecError, UnsupportedTraining
@@ -15,6 +15,7 @@ from ..spec import ARCHITECTURES, TrainingSpec
 
 ENGINES: dict[str, str] = {  # name to "module:class", in the order they are offered
     "rehearsal": "rehearsal:Rehearsal",
+    "peft_qlora": "peft_qlora:PeftQlora",
     "kohya": "kohya:Kohya",
     "musubi": "musubi:Musubi",
     "ai_toolkit": "ai_toolkit:AiToolkit",
@@ -58,6 +59,15 @@ class Engine(Protocol):
             Stopped: someone asked to stop; it stopped at a step boundary.
             TrainingFailed: with the cause.
         """
+        ...
+
+
+@runtime_checkable
+class KnowsLayers(Protocol):
+    """An engine that can look into the very model it trains, so that the proof need not rely on the architecture's usual sizes."""
+
+    def layers(self, job: Job) -> Mapping[str, tuple[int, int] | None]:
+        """Every linear layer with its (out, in) features."""
         ...
 
 

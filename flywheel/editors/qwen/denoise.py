@@ -79,7 +79,7 @@ def denoise(
     unwanted = [cell.unwanted for cell in cells if cell.unwanted is not None]
     if guided and len(unwanted) != len(cells):
         raise ValueError("guidance needs a negative prompt for every cell")
-    plain, both = _padded(wanted, dtype, device), _padded([*wanted, *unwanted], dtype, device)
+    plain, both = padded(wanted, dtype, device), padded([*wanted, *unwanted], dtype, device)
     steps, shapes = len(levels) - 1, [list(cells[0].shapes)]
     levels, seen = levels.to(device), times(levels).to(device)
 
@@ -118,7 +118,7 @@ def _rescaled(v: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return v * (like.norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True))
 
 
-def _padded(words: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def padded(words: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Embeddings of different lengths as one batch (B, S, D), and which tokens are real; no mask where all are, for the fast kernels."""
     longest = max(one.shape[1] for one in words)
     batch = torch.cat([F.pad(one, (0, 0, 0, longest - one.shape[1])) for one in words]).to(device, dtype)

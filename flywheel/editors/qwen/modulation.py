@@ -186,8 +186,9 @@ class _NormOut(nn.Module):
 
 
 def _rows(times: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    rows = torch.searchsorted(times, wanted.to(times.device)).clamp(max=len(times) - 1)
-    if not torch.equal(times[rows], wanted.to(times.device)):
+    wanted = wanted.to(times.device).contiguous()
+    rows = torch.searchsorted(times, wanted).clamp(max=len(times) - 1)
+    if not torch.equal(times[rows], wanted):
         lost = sorted(set(wanted.tolist()) - set(times.tolist()))
         raise EditorError(f"There is no modulation row for the timestep {lost[0]:g}; the tables were built for another schedule.")
     return rows

@@ -1,0 +1,115 @@
+"""What differs between the models that are trained: how examples are encoded, what is loaded, how a velocity is predicted, how a sample is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from PIL import Image
+
+from ....flywheel.errors import EditorUnavailable
+from ...job import Job
+from ...trainset import Example
+from .plan import Size
+
+if TYPE_CHECKING:
+    from . import PeftQloraOptions
+
+Say = Callable[[str], None]  # told what is going on; may raise
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An example and the sizes it is learnt at: of the target, then of its controls."""
+
+    example: Example
+    sizes: tuple[Size, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An example as the transformer takes it, on the CPU. `target` (1, N, C) and `controls` (1, M, C) fp32 tokens; `words` and `blank` by name."""
+
+    target: torch.Tensor
+    controls: torch.Tensor
+    words: Mapping[str, torch.Tensor]
+    blank: Mapping[str, torch.Tensor]
+
+
+class Family(Protocol):
+    """One base model. Encoders are loaded, used and dropped before the transformer is loaded."""
+
+    model_name: str
+    targets: Mapping[str, str]  # name of a choice to the pattern of the layers that learn
+    transformer: Any
+
+    def facts(self) -> list[str]: ...
+
+    def layers(self) -> Mapping[str, tuple[int, int] | None]: ...
+
+    def shift(self, size: Size) -> float: ...
+
+    def tokens(self, size: Size) -> tuple[int, int]:
+        """Number and width of a target's tokens."""
+        ...
+
+    def encode(self, shown: Sequence[Shown], prompts: Sequence[str], say: Say) -> None:
+        """Encode everything that is not in the cache. `prompts` pairs with `shown`; captions are encoded anyway."""
+        ...
+
+    def encoded(self, shown: Shown, prompt: str) -> Encoded: ...
+
+    def load(self, times: torch.Tensor, sampled: Sequence[Size], say: Say) -> None:
+        """Load the frozen transformer, ready for these noise levels and for samples of these sizes."""
+        ...
+
+    def velocity(
+        self, batch: Sequence[Encoded], shown: Sequence[Shown], blank: Sequence[bool], x: torch.Tensor, times: torch.Tensor
+    ) -> torch.Tensor:
+        """What the transformer predicts (B, N, C) fp32 for noised targets `x`."""
+        ...
+
+    def sample(self, one: Encoded, shown: Shown, seed: int) -> Image.Image: ...
+
+
+def family_of(job: Job, options: PeftQloraOptions) -> Family:
+    """
+    Raises:
+        EditorUnavailable: the model is not here, or is another one than the spec says.
+    """
+    spec = job.spec
+    root = job.places.find(spec.base_model)
+    if root is None:
+        where = ", ".join(str(folder) for folder in job.places.models) or "no folder at all"
+        raise EditorUnavailable(
+            f"There is no model {spec.base_model!r} in {where}. Give the folder of the model as downloaded from Hugging Face: a full path, or its name"
+            " below ComfyUI's models/diffusers."
+        )
+    cache = job.folder.parent.parent / "cache" / "training"
+    place = device(options.device)
+    from .qwen import QwenEdit
+
+    return QwenEdit(root, options, cache, place)
+
+
+def device(asked: str) -> torch.device:
+    name = asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EditorUnavailable("There is no CUDA card that torch can use here. Set device = cpu, or choose an engine for this machine.")
+    return torch.device(name)
+
+
+def dtype_on(place: torch.device) -> torch.dtype:
+    """bf16 on cards. On the CPU fp32: it is as fast there, and exact."""
+    return torch.float32 if place.type == "cpu" else torch.bfloat16
+
+
+def read(path: Path, size: Size) -> Image.Image:
+    """A picture upright in RGB, framed for `size` but not yet scaled."""
+    from ....flywheel.images import open_image
+    from .plan import framed
+
+    return framed(open_image(path).image, size)
