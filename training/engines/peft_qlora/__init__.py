@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ....flywheel.errors import FlywheelError
+from ....flywheel.pairs import MAX_CONTROLS
 from ...errors import EngineNotInstalled, TrainingFailed
 from ...job import Job
 from ...trainset import read
 
 LIBRARIES = ("torch", "safetensors", "diffusers", "transformers", "peft", "accelerate")
-MOST_CONTROLS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ class PeftQlora:
     name: ClassVar[str] = "peft_qlora"
     uses_gpu: ClassVar[bool] = True
     trains: ClassVar[frozenset[tuple[str, str]]] = frozenset({("edit", "qwen_image_edit")})
+    most_controls: ClassVar[int] = MAX_CONTROLS
     options: ClassVar[type] = PeftQloraOptions
 
     def check(self, job: Job) -> list[str]:
@@ -100,7 +101,7 @@ class PeftQlora:
         facts: list[str] = []
         if not problems:
             try:
-                from .families import family_of
+                from .base import family_of
 
                 problems += _unsuitable(job)
                 facts = family_of(job, options).facts()
@@ -112,7 +113,7 @@ class PeftQlora:
 
     def layers(self, job: Job) -> Mapping[str, tuple[int, int] | None]:
         """The linear layers of the very model that is trained, for the proof."""
-        from .families import family_of
+        from .base import family_of
 
         return family_of(job, options_of(job)).layers()
 
@@ -134,8 +135,8 @@ def _unsuitable(job: Job) -> list[str]:
     if job.spec.kind != "edit" or not found.examples:
         return []
     odd = [example for example in (*found.examples, *found.held_out) if len(example.controls) != found.controls]
-    if found.controls not in range(1, MOST_CONTROLS + 1):
-        return [f"{job.dataset.name} has {found.controls} controls per example; an edit is learnt from 1 to {MOST_CONTROLS}"]
+    if found.controls not in range(1, MAX_CONTROLS + 1):
+        return [f"{job.dataset.name} has {found.controls} controls per example; an edit is learnt from 1 to {MAX_CONTROLS}"]
     return [f"{example.image.name} has {len(example.controls)} controls, others have {found.controls}" for example in odd]
 
 

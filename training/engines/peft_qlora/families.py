@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
 from ....flywheel.errors import EditorUnavailable
-from ...job import Job
 from ...trainset import Example
 from .plan import Size
-
-if TYPE_CHECKING:
-    from . import PeftQloraOptions
 
 Say = Callable[[str], None]  # told what is going on; may raise
 
@@ -73,26 +69,6 @@ class Family(Protocol):
         ...
 
     def sample(self, one: Encoded, shown: Shown, seed: int) -> Image.Image: ...
-
-
-def family_of(job: Job, options: PeftQloraOptions) -> Family:
-    """
-    Raises:
-        EditorUnavailable: the model is not here, or is another one than the spec says.
-    """
-    spec = job.spec
-    root = job.places.find(spec.base_model)
-    if root is None:
-        where = ", ".join(str(folder) for folder in job.places.models) or "no folder at all"
-        raise EditorUnavailable(
-            f"There is no model {spec.base_model!r} in {where}. Give the folder of the model as downloaded from Hugging Face: a full path, or its name"
-            " below ComfyUI's models/diffusers."
-        )
-    cache = job.folder.parent.parent / "cache" / "training"
-    place = device(options.device)
-    from .qwen import QwenEdit
-
-    return QwenEdit(root, options, cache, place)
 
 
 def device(asked: str) -> torch.device:

@@ -19,8 +19,9 @@ from ...errors import Stopped, TrainingFailed
 from ...job import Job
 from ...trainset import Example, TrainingSet, read
 from . import checkpoint, draws, plan
+from .base import family_of
 from .board import Board
-from .families import Encoded, Family, Shown, family_of
+from .families import Encoded, Family, Shown
 from .network import Network
 
 if TYPE_CHECKING:
