@@ -3,9 +3,10 @@
 <project>/jobs/<id>/
   job.json         the spec; its hash is the folder's name
   places.json      where this machine keeps models; may change, is no part of the id
-  events.jsonl     one JSON per line, appended: queued, started, phase, step, sample, checkpoint, launched, note, done, failed, stopped
+  events.jsonl     one JSON per line, appended: queued, turn, started, phase, step, validation, sample, checkpoint, memory, launched, note, done, failed, stopped, tried lighter
   log.txt          what the worker and the trainer wrote
   stop             is there while someone wants the run to end
+  hold             is there where ComfyUI's queue waits while this job has the graphics card
   config/ dataset/ checkpoints/ samples/ result/
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import pairwise
@@ -26,7 +27,9 @@ import psutil
 from ..flywheel.errors import FlywheelError
 from ..flywheel.images import storage_error, write_json
 from ..flywheel.project import Project
+from . import journal
 from .errors import JobError, SpecError
+from .journal import Event
 from .spec import TrainingSpec, from_json
 
 SCHEMA = 1
@@ -35,18 +38,21 @@ OVER: frozenset[State] = frozenset({"stopped", "lost", "failed", "done"})
 SAME_START_S = 2.0  # process start times are computed from the boot time, which clock corrections move a little
 PACE_OF = 20  # steps the pace is taken from
 
-Event = dict[str, Any]
 _LIVES = ("queued", "started", "done", "failed", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where this machine keeps what a trainer needs. `models` are searched for file names; `near` for engines."""
+    """Where this machine keeps what a trainer needs. `models` are searched for file names; `near` for engines.
+
+    `address`: of the ComfyUI that gives the graphics card, such as http://127.0.0.1:8188; empty where there is none.
+    """
 
     loras: Path | None = None
     models: tuple[Path, ...] = ()
     comfyui: Path | None = None
     near: tuple[Path, ...] = ()
+    address: str = ""
 
     def find(self, name: str) -> Path | None:
         """A model file or folder by its name in one of the model folders, or by its full path."""
@@ -120,6 +126,7 @@ class Job:
                 tuple(map(Path, told["models"])),
                 Path(told["comfyui"]) if told["comfyui"] else None,
                 tuple(map(Path, told["near"])),
+                str(told.get("address", "")),
             )
         except FileNotFoundError:
             return Places()
@@ -162,24 +169,11 @@ class Job:
 
     def events(self) -> list[Event]:
         """Every whole line in order; what a crash cut off is left out."""
-        return [event for event in self._lines() if event]
+        return journal.read(self.folder / "events.jsonl").events
 
     @property
     def damaged_lines(self) -> int:
-        return sum(event is None for event in self._lines())
-
-    def _lines(self) -> Iterator[Event | None]:
-        try:
-            written = (self.folder / "events.jsonl").read_bytes()
-        except FileNotFoundError:
-            return
-        for line in written.split(b"\n"):
-            if line.strip():
-                try:
-                    event = json.loads(line)
-                    yield event if _is_event(event) else None
-                except ValueError:
-                    yield None
+        return journal.read(self.folder / "events.jsonl").damaged
 
     # --- stop
 
@@ -189,6 +183,28 @@ class Job:
             (self.folder / "stop").touch()
         except OSError as error:
             raise storage_error(self.folder / "stop", error) from error
+
+    @property
+    def has_card(self) -> bool:
+        """Whether it has its turn at the graphics card, and lives."""
+        events = self.events()
+        begun = max((n for n, event in enumerate(events) if event["kind"] == "queued"), default=None)
+        if begun is None or not any(event["kind"] == "turn" for event in events[begun:]):
+            return False
+        return self.status().state in ("queued", "running", "stopping")
+
+    @property
+    def has_hold(self) -> bool:
+        """Whether ComfyUI's queue waits while this job has the graphics card."""
+        return (self.folder / "hold").exists()
+
+    def hold(self, wanted: bool) -> None:
+        """Let ComfyUI's queue wait while this job has the graphics card, or not."""
+        path = self.folder / "hold"
+        try:
+            path.touch() if wanted else path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from error
 
     @property
     def stop_wanted(self) -> bool:
@@ -214,12 +230,16 @@ class Job:
 
     def losses(self) -> list[tuple[int, float]]:
         """Step and loss, ascending. Steps that a resume repeated count once, with their last value."""
-        told = {
-            event["step"]: event["loss"]
-            for event in self.events()
-            if event["kind"] == "step" and isinstance(event.get("loss"), (int, float))
-        }
-        return sorted(told.items())
+        return losses_of(self.events())
+
+    def validations(self) -> list[tuple[int, float]]:
+        """The same of the loss on held-out examples."""
+        return losses_of(self.events(), "validation")
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most memory the run took, as far as it was measured."""
+        return max((event["peak_bytes"] for event in self.events() if event["kind"] == "memory"), default=None)
 
     def pace_s(self) -> float | None:
         """Seconds per step of late, also of a job that is over."""
@@ -231,23 +251,6 @@ class Job:
         return [(step, prompt, path) for (step, prompt), path in sorted(told.items()) if path.is_file()]
 
 
-def _is_event(value: Any) -> bool:
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("kind", "at")):
-        return False
-    try:
-        datetime.fromisoformat(value["at"])
-    except ValueError:
-        return False
-    if value["kind"] not in ("step", "checkpoint", "sample"):
-        return True
-    texts = {"step": (), "checkpoint": ("file",), "sample": ("file",)}[value["kind"]]
-    return (
-        isinstance(value.get("step"), int)
-        and isinstance(value.get("prompt", 0), int)
-        and all(isinstance(value.get(name), str) for name in texts)
-    )
-
-
 def status_of(events: Sequence[Event], *, result_of: Any, stop_wanted: bool) -> Status:
     """The status that these events come to."""
     lives = [event for event in events if event["kind"] in _LIVES]
@@ -255,7 +258,7 @@ def status_of(events: Sequence[Event], *, result_of: Any, stop_wanted: bool) -> 
         return Status("new")
     last = lives[-1]
     steps = [event for event in events if event["kind"] == "step"]
-    begun = max((n for n, event in enumerate(events) if event["kind"] == "started"), default=0)
+    begun = max((n for n, event in enumerate(events) if event["kind"] in ("queued", "started")), default=0)
     current = [event for event in events[begun:] if event["kind"] == "step"]
     phases = [event for event in events[begun:] if event["kind"] == "phase"]
     started = [event for event in events if event["kind"] == "started"]
@@ -281,7 +284,7 @@ def status_of(events: Sequence[Event], *, result_of: Any, stop_wanted: bool) -> 
         attempts=len(started),
         checkpoint=checkpoint,
         pace_s=_pace(current) if state == "running" else None,
-        phase=str(phases[-1].get("name", "")) if phases and state == "running" and not current else "",
+        phase=str(phases[-1].get("name", "")) if phases and state in ("queued", "running") and not current else "",
         cause=cause,
         result=str(last.get("result", "")) if state == "done" else "",
     )
@@ -292,6 +295,16 @@ def _pace(steps: Sequence[Event]) -> float | None:
     late = [(datetime.fromisoformat(event["at"]).timestamp(), event["step"]) for event in steps[-PACE_OF - 1 :]]
     paces = [(t2 - t1) / (s2 - s1) for (t1, s1), (t2, s2) in pairwise(late) if s2 > s1]
     return median(paces) if paces else None
+
+
+def losses_of(events: Sequence[Event], kind: str = "step") -> list[tuple[int, float]]:
+    """Step and loss, ascending; the last value of a step counts."""
+    told = {event["step"]: event["loss"] for event in events if event["kind"] == kind and isinstance(event.get("loss"), (int, float))}
+    return sorted(told.items())
+
+
+def seconds_between(first: Event, second: Event) -> float:
+    return (datetime.fromisoformat(second["at"]) - datetime.fromisoformat(first["at"])).total_seconds()
 
 
 def identity() -> dict[str, Any]:
@@ -331,6 +344,7 @@ def find_or_create(project_root: Path, spec: TrainingSpec, places: Places | None
             "models": [str(path) for path in places.models],
             "comfyui": str(places.comfyui) if places.comfyui else None,
             "near": [str(path) for path in places.near],
+            "address": places.address,
         }
         write_json(job.folder / "places.json", told)
     return job

@@ -94,17 +94,17 @@ def _locked(file: IO[bytes]) -> bool:
 def turn(folder: Path, hours: Window, wait: Callable[[str], None]) -> Iterator[IO[bytes]]:
     """Our turn at the GPU, in the order of asking; `wait` is called with the reason while it is not, and may raise to give up.
 
-    Whoever died waiting is passed over. A trainer that inherited the lock keeps it until it ends.
+    Whoever died waiting is passed over, and so is whoever waits for another hour. A trainer that inherited the lock keeps it until it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     me = identity()
     ticket = folder / f"{time.time_ns():020}-{me['pid']}-{me['created']:.2f}.ticket"
-    ticket.touch()
+    ticket.write_text(str(hours), encoding="utf-8")
     try:
         while True:
             if not hours.is_open(datetime.now()):
                 wait(f"waiting for {hours}")
-            elif next(_live(folder), ticket) == ticket:
+            elif next(_ready(folder), ticket) == ticket:
                 with lock(folder / "lock") as held:
                     if held:
                         os.set_inheritable(held.fileno(), True)  # a trainer that outlives a killed worker still holds the GPU
@@ -116,6 +116,22 @@ def turn(folder: Path, hours: Window, wait: Callable[[str], None]) -> Iterator[I
             time.sleep(LOOK_EVERY_S)
     finally:
         ticket.unlink(missing_ok=True)
+
+
+def waiting(folder: Path) -> list[int]:
+    """The process ids of who waits for the GPU or has it, in their order."""
+    return [int(ticket.stem.split("-")[1]) for ticket in _live(folder)]
+
+
+def _ready(folder: Path) -> Iterator[Path]:
+    """The live tickets whose hours are open."""
+    for ticket in _live(folder):
+        try:
+            hours = window(ticket.read_text(encoding="utf-8"))
+        except (OSError, SpecError):
+            continue
+        if hours.is_open(datetime.now()):
+            yield ticket
 
 
 def _live(folder: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """Turns at the GPU: one at a time, in order, never held by the dead; and the hours of the night."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -49,6 +50,32 @@ def test_a_trainer_that_outlives_its_worker_keeps_the_gpu(tmp_path):
         child.wait()
     with turns.lock(tmp_path / "lock") as held:
         assert held is not None
+
+
+def test_who_waits_for_the_night_does_not_hold_up_the_day(tmp_path):
+    closed = threading.Event()
+
+    class Enough(Exception):
+        pass
+
+    def told(reason):
+        closed.set()
+        if done.is_set():
+            raise Enough
+
+    def night():
+        with contextlib.suppress(Enough), turns.turn(tmp_path, turns.window("00:00-00:00"), told):
+            pytest.fail("these hours never open")
+
+    done = threading.Event()
+    first = threading.Thread(target=night)
+    first.start()
+    assert closed.wait(10)
+    with turns.turn(tmp_path, turns.Window(), lambda reason: pytest.fail(reason)):
+        assert len(turns.waiting(tmp_path)) == 2
+    done.set()
+    first.join(10)
+    assert not first.is_alive()
 
 
 def test_waiting_can_be_given_up(tmp_path):
