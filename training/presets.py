@@ -65,6 +65,12 @@ def chosen(
     }
 
 
+def profile_gb(spec: TrainingSpec) -> float:
+    """The memory, in GB, that the smallest profile is named for which trains at the spec's resolution."""
+    fitting = {float(name.split()[0]): row["resolution"][0] for name, row in _profiles(spec.architecture).items()}
+    return min((size for size, resolution in fitting.items() if resolution >= spec.resolution), default=max(fitting))
+
+
 def options_for(engine: str, memory: str, given: Mapping[str, Option], architecture: Architecture = "flux1") -> dict[str, Option]:
     """The engine's options that a memory profile sets, under what a person gave."""
     known = _options_of(engine)

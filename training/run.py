@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import logging
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..flywheel.errors import FlywheelError
-from ..flywheel.images import storage_error, write_whole
-from . import engines, preflight, presets, proof, turns
-from .errors import Stopped, TrainingFailed
-from .job import Job, Status, identity, process_of
+from ..flywheel.images import storage_error, write_json, write_whole
+from . import engines, gauge, hand_over, preflight, presets, proof, turns
+from . import job as jobs
+from .errors import JobError, SpecError, Stopped, TrainingFailed
+from .job import Job, Places, Status, identity, process_of
+from .spec import TrainingSpec, from_json
 
 log = logging.getLogger("flenwheel")
 
@@ -23,6 +27,7 @@ START_S = 60.0
 LEAVE_S = 30.0
 WINDOWS = sys.platform == "win32"
 PACK = Path(__file__).resolve().parent
+LESS = "Choose the next smaller memory profile, or a lower resolution, and train again."
 
 
 def start(job: Job, *, python: Path | None = None, hours: str = "") -> Status:
@@ -104,7 +109,7 @@ def work(job: Job, hours: str = "") -> int:
         if not alone:
             log.info("job %s already has a worker", job.id)
             return 0
-        job.append("queued", **identity())
+        job.append("queued", hours=hours.strip(), **identity())
         try:
             _end_orphans(job)
             told = preflight.check(job)
@@ -112,6 +117,8 @@ def work(job: Job, hours: str = "") -> int:
                 job.append("note", text=note)
             with _turn(job, hours):
                 finished = _train(job)
+        except MemoryError as error:
+            return _failed(job, TrainingFailed("memory", f"The memory was not enough ({error or 'out of memory'}).", LESS))
         except Stopped:
             job.append("stopped", step=job.status().step, message="Stopped as asked. Queue Train LoRA again to go on.")
             return 0
@@ -119,10 +126,9 @@ def work(job: Job, hours: str = "") -> int:
             return _failed(job, error)
         except FlywheelError as error:
             return _failed(job, TrainingFailed(type(error).__name__, str(error), ""))
-        except MemoryError as error:
-            advice = "Choose the next smaller memory profile, or a lower resolution, and train again."
-            return _failed(job, TrainingFailed("memory", f"The memory was not enough ({error or 'out of memory'}).", advice))
         except BaseException as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's: not imported for its name
+                return _failed(job, TrainingFailed("memory", f"The memory was not enough ({str(error).splitlines()[0]}).", LESS))
             log.exception("job %s", job.id)
             _failed(
                 job,
@@ -161,10 +167,14 @@ def _turn(job: Job, hours: str) -> Iterator[None]:
             told.add(reason)
             job.append("phase", name=reason)
 
-    if not engines.engine(job.spec.engine).uses_gpu and not hours:
+    uses_card = engines.uses_card(job.spec)
+    if not uses_card and not hours:
         yield
         return
     with turns.turn(turns.gpu_folder(), turns.window(hours), waiting):
+        if uses_card:
+            job.append("turn")
+            hand_over.take_over(job, waiting)
         yield
 
 
@@ -174,7 +184,8 @@ def _train(job: Job) -> dict[str, object]:
     attempt = job.status().attempts + 1
     job.append("started", **identity(), engine=spec.engine, attempt=attempt, steps=spec.steps)
     engine = engines.engine(spec.engine)
-    made = engine.train(job)
+    with gauge.measured(job, on_card=engine.uses_gpu):
+        made = engine.train(job)
     job.append("phase", name="proving that it loads")
     fitted = proof.prove(made, spec.architecture, engine.layers(job) if isinstance(engine, engines.KnowsLayers) else None)
     ranks = {layer.rank for layer in fitted.placed.values() if layer.rank}
@@ -211,10 +222,50 @@ def _train(job: Job) -> dict[str, object]:
 
 
 def _failed(job: Job, error: TrainingFailed) -> int:
-    if error.code == "memory" and (lighter := presets.lighter(job.spec)):
-        error.advice += f" The next smaller is {lighter[1]}."
+    smaller = presets.lighter(job.spec) if error.code == "memory" else None
+    if smaller:
+        error.advice += f" The next smaller is {smaller[1]}."
     job.append("failed", code=error.code, message=f"{error.cause} {error.advice}".strip(), tail=list(error.tail), step=job.status().step)
+    whole = rehearsed(job)
+    if smaller and whole and (lighter := presets.lighter(whole)):
+        following = dry_run(job.folder.parent.parent, lighter[0], job.places)
+        job.append("tried lighter", job=following.id, words=lighter[1])
+        start(following)
     return 1
+
+
+# --- dry runs
+
+
+def dry_run(project_root: Path, spec: TrainingSpec, places: Places) -> Job:
+    """The job that tries `spec` for a few steps; what it makes is proved, but registered nowhere."""
+    job = jobs.find_or_create(project_root, presets.dry(spec), dataclasses.replace(places, loras=None))
+    write_json(job.folder / "dry.json", {"tries": spec.as_json()})
+    return job
+
+
+def rehearsed(job: Job) -> TrainingSpec | None:
+    """What a dry run is for; None where the job is none."""
+    try:
+        return from_json(json.loads((job.folder / "dry.json").read_text(encoding="utf-8"))["tries"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, SpecError) as error:
+        raise JobError(f"dry.json of job {job.id} cannot be read ({error}). Delete it and queue the dry run again.") from error
+
+
+def last_tried(job: Job) -> tuple[Job, tuple[str, ...]]:
+    """The last of the dry runs that followed when memory was short, and what each changed, in words."""
+    words: list[str] = []
+    seen = {job.id}
+    while (told := [event for event in job.events() if event["kind"] == "tried lighter"]) and str(told[-1].get("job")) not in seen:
+        following = Job(job.folder.parent / str(told[-1]["job"]))
+        if not following.id.isalnum() or not (following.folder / "job.json").is_file():
+            break
+        words.append(str(told[-1].get("words", "")))
+        seen.add(following.id)
+        job = following
+    return job, tuple(words)
 
 
 def _end_orphans(job: Job) -> None:

@@ -83,6 +83,11 @@ def engine(name: str) -> Engine:
     return getattr(importlib.import_module(f".{module}", __name__), cls)()
 
 
+def uses_card(spec: TrainingSpec) -> bool:
+    """Whether this training takes turns at the graphics card."""
+    return spec.engine in ENGINES and (engine(spec.engine).uses_gpu or spec.options.get("takes_card") is True)
+
+
 def supports(spec: TrainingSpec) -> None:
     """Refuse before anything is loaded what the engine cannot train.
 

@@ -40,6 +40,9 @@ class RehearsalOptions:
         default=0.02,
         metadata={"help": "Pause per step, so that there is something to watch, stop and kill.", "min": 0.0, "max": 60.0, "step": 0.01},
     )
+    takes_card: bool = field(
+        default=False, metadata={"help": "Wait for a turn at the graphics card and let ComfyUI wait, as a real training does."}
+    )
     trouble: Literal["none", "nan loss", "out of memory", "crash", "garbage"] = field(
         default="none", metadata={"help": "What goes wrong half way, to see what a failure looks like."}
     )
