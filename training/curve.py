@@ -12,6 +12,7 @@ from ..flywheel.sheets import CELL, GREEN, GREY, GROUND, LINE, SOFT, TEXT
 SIZE = (960, 480)
 LEFT, TOP, RIGHT, BOTTOM = 76, 64, 936, 424
 POINT = (96, 104, 116)
+HELD_OUT = (240, 180, 41)
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
@@ -24,11 +25,17 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
 
 
 def loss_curve(
-    losses: Sequence[tuple[int, float]], *, steps: int, checkpoints: Sequence[int] = (), weight: float = 0.9, title: str = ""
+    losses: Sequence[tuple[int, float]],
+    *,
+    steps: int,
+    checkpoints: Sequence[int] = (),
+    validation: Sequence[tuple[int, float]] = (),
+    weight: float = 0.9,
+    title: str = "",
 ) -> Image.Image:
-    """Loss over steps: the values as points, their smoothed course as a line, checkpoints as marks below.
+    """Loss over steps: the values as points, their smoothed course as a line, checkpoints as marks below, held-out loss as a second line.
 
-    `losses`: step and loss, ascending. `steps`: where the axis ends.
+    `losses`, `validation`: step and loss, ascending. `steps`: where the axis ends.
     """
     panel = Image.new("RGB", SIZE, GROUND)
     pen = ImageDraw.Draw(panel)
@@ -39,7 +46,7 @@ def loss_curve(
         pen.text(((LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2), "no step yet", TEXT, ImageFont.load_default(20), anchor="mm")
         return panel
     line = smoothed([loss for _, loss in losses], weight)
-    low, high = _span([loss for _, loss in losses])
+    low, high = _span([loss for _, loss in (*losses, *validation)])
     end = max(steps, losses[-1][0])
 
     def at(step: float, loss: float) -> tuple[float, float]:
@@ -63,6 +70,13 @@ def loss_curve(
     course = [at(step, loss) for (step, _), loss in zip(losses, line, strict=True)]
     if len(course) > 1:
         pen.line(course, GREEN, 3, joint="curve")
+    measured = [at(step, loss) for step, loss in validation]
+    if len(measured) > 1:
+        pen.line(measured, HELD_OUT, 2, joint="curve")
+    for x, y in measured:
+        pen.ellipse([x - 3, y - 3, x + 3, y + 3], HELD_OUT)
+    if measured:
+        pen.text((LEFT, 46), f"held out {validation[-1][1]:.4g}", HELD_OUT, small)
     x, y = course[-1]
     pen.ellipse([x - 4, y - 4, x + 4, y + 4], GREEN)
     pen.text((RIGHT, 20), f"step {losses[-1][0]} of {end}   loss {line[-1]:.4g}", TEXT, ImageFont.load_default(17), anchor="rt")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..flywheel import pair_doctor
 from ..flywheel.errors import FlywheelError, ProblemsError
 from . import engines, trainset
 from .errors import PreflightError
@@ -14,6 +15,8 @@ from .job import Job
 from .spec import TrainingSpec
 
 BYTES_PER_RANK = 10_000_000  # FLUX.1: 304 layers with together 4.8 million inputs and outputs, 2 bytes each
+SHOWN = 4
+GRAVE: tuple[pair_doctor.Fix, ...] = ("drop", "crop", "align", "keep")
 Free = Callable[[Path], int]  # bytes free where a path lies
 
 
@@ -53,6 +56,10 @@ def check(job: Job, free: Free = lambda path: shutil.disk_usage(path).free) -> P
         if not problems:
             warnings += trainset.warnings(found, spec.resolution)
             facts.append(_amount(spec, found))
+            shapes = trainset.buckets(found, spec.resolution)
+            facts.append(_shapes(shapes))
+            warnings += _lonely(spec, shapes)
+            warnings += _doctor_says(job, found)
     except FlywheelError as error:
         problems.append(str(error))
     try:
@@ -71,7 +78,36 @@ def check(job: Job, free: Free = lambda path: shutil.disk_usage(path).free) -> P
 
 def _amount(spec: TrainingSpec, found: trainset.TrainingSet) -> str:
     shown = spec.steps * spec.batch_size * spec.gradient_accumulation / len(found.examples)
+    if spec.kind == "edit":
+        measured = f", {len(found.held_out)} more to measure with" if found.held_out else ""
+        return f"{len(found.examples)} triplets of {found.controls} control{'s' * (found.controls > 1)}{measured}; {spec.steps} steps show each about {shown:.0f} times"
     return f"{len(found.examples)} images, every caption names {spec.instance_token}; {spec.steps} steps show each about {shown:.0f} times"
+
+
+def _shapes(shapes: list[tuple[tuple[int, int], int]]) -> str:
+    told = ", ".join(f"{width} x {height} ({count})" for (width, height), count in shapes[:SHOWN])
+    return f"shapes as trainers sort them: {told}" + (f" and {len(shapes) - SHOWN} more" if len(shapes) > SHOWN else "")
+
+
+def _lonely(spec: TrainingSpec, shapes: list[tuple[tuple[int, int], int]]) -> list[str]:
+    """With batches, a shape with fewer pictures than a batch makes smaller batches."""
+    few = sum(count < spec.batch_size for _, count in shapes)
+    return [f"{few} shapes have fewer pictures than a batch of {spec.batch_size}; those batches are smaller."] if few else []
+
+
+def _doctor_says(job: Job, found: trainset.TrainingSet) -> list[str]:
+    """What the pair doctor found, the gravest first; measured once per pair and kept."""
+    pairs = trainset.pairs_of(found)
+    if pairs is None:
+        return []
+    checkup = pair_doctor.examine(pairs, cache=job.folder.parent.parent / "cache" / "doctor")
+    ill = sorted(checkup.findings, key=lambda finding: GRAVE.index(finding.fix))
+    if not ill:
+        return []
+    well = len(pairs.pairs) - len({finding.stem for finding in ill})
+    told = "; ".join(f"{finding.stem}: {finding.text}" for finding in ill[:SHOWN])
+    more = f" and {len(ill) - SHOWN} more findings" if len(ill) > SHOWN else ""
+    return [f"Pair doctor: {well} of {len(pairs.pairs)} pairs are well. {told}{more}. The node Pair Doctor mends them."]
 
 
 def disk_needed(spec: TrainingSpec) -> int:

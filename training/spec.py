@@ -1,7 +1,7 @@
 """What shall be trained: a value that is JSON, is checked as a whole, and whose hash names the job. Knows no engine and no folder.
 
 What an engine finds and owes is in `engines.Engine`. For kind "character" the data are captioned images; for kind "edit" they are examples with
-controls (`trainset.Example.controls`, in the order of "Picture 1, 2, 3"), and `trainset.TrainingSet.held_out` is there to measure with.
+controls (`trainset.Example.controls`, in the order of "Picture 1, 2, 3"), and `trainset.TrainingSet.held_out` is there to measure with, and `sample_prompts` are the captions of `TrainingSet.watched`.
 """
 
 from __future__ import annotations

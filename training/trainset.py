@@ -14,10 +14,13 @@ from pathlib import Path
 
 from ..flywheel.errors import DatasetError, ImageError
 from ..flywheel.images import SUFFIXES, content_key, difference_hash, open_image, value_key
+from ..flywheel.pairs import Pair, PairedDataset, open_header
 
 REPEATS = re.compile(r"(\d{1,4})_")
 TWINS_BITS = 6  # as near-duplicates in `flywheel.images`
 FEW = 10
+WATCHED = 3
+STEP = 64  # px
 LISTING = "triplets.json"
 
 
@@ -51,6 +54,11 @@ class TrainingSet:
     def controls(self) -> int:
         """The most controls that an example has."""
         return max((len(example.controls) for example in self.examples), default=0)
+
+    @property
+    def watched(self) -> tuple[Example, ...]:
+        """For edits: the examples that samples are made of during training, in the order of the spec's sample prompts; held-out ones first."""
+        return (*self.held_out, *self.examples)[:WATCHED]
 
     @property
     def shown_per_epoch(self) -> int:
@@ -139,6 +147,11 @@ def problems(found: TrainingSet, token: str) -> list[str]:
             for example in found.examples
             if example.caption and not spoken.search(example.caption)
         ]
+    told += [
+        f"{example.image.name}: it has {len(example.controls)} of {found.controls} controls; give it what is missing, or leave it out"
+        for example in (*found.examples, *found.held_out)
+        if len(example.controls) != found.controls
+    ]
     if not found.controls:
         stems = Counter(example.image.stem.casefold() for example in found.examples)
         told += [
@@ -179,6 +192,33 @@ def warnings(found: TrainingSet, resolution: int) -> list[str]:
     if twins:
         told.append(f"{len(twins)} images nearly repeat another one and so count double: {_some(twins)}.")
     return told
+
+
+def buckets(found: TrainingSet, resolution: int) -> list[tuple[tuple[int, int], int]]:
+    """Into which shapes a trainer sorts the pictures, and how many lie in each, the most first: the picture's shape at the spec's number of
+    pixels, in steps of 64 as the trainers round."""
+    counted: Counter[tuple[int, int]] = Counter()
+    for example in found.examples:
+        image = open_image(example.image).image
+        scale = (resolution**2 / (image.width * image.height)) ** 0.5
+        counted[(_rounded(image.width * scale), _rounded(image.height * scale))] += example.repeats
+    return counted.most_common()
+
+
+def _rounded(side: float) -> int:
+    return max(STEP, round(side / STEP) * STEP)
+
+
+def pairs_of(found: TrainingSet) -> PairedDataset | None:
+    """The examples with controls as the pair doctor takes them; None where there are none."""
+    paired = [example for example in found.examples if len(example.controls) == found.controls > 0]
+    if not paired:
+        return None
+    told = [
+        Pair(f"{example.image.stem}-{number}", open_header(example.image), tuple(map(open_header, example.controls)), example.caption)
+        for number, example in enumerate(paired)
+    ]
+    return PairedDataset(found.folder.name, tuple(told), tuple(f"control {number + 1}" for number in range(found.controls)))
 
 
 def _some(names: list[str]) -> str:

@@ -1,6 +1,7 @@
 """What would stop a run later is told before it begins, all of it at once."""
 
 import dataclasses
+import json
 
 import pytest
 from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
@@ -8,7 +9,7 @@ from comfyui_flenwheel.training import preflight, run, trainset
 from comfyui_flenwheel.training.errors import PreflightError, UnsupportedTraining
 from PIL import Image
 
-from .conftest import made, training_set
+from .conftest import made, training_set, triplets
 
 
 def problems_of(project, spec, folder, **options):
@@ -88,3 +89,42 @@ def test_the_worker_refuses_too_and_the_job_says_why(spec, folder, start):
     job = start(spec)
     status = run.wait(job, 20)
     assert status.state == "failed" and "lacks the token" in status.cause and status.attempts == 0
+
+
+@pytest.fixture
+def edits(project, spec):
+    """A spec that trains six triplets."""
+    folder = triplets(project, 6, held_out=1)
+    key = trainset.read(folder).key
+    return dataclasses.replace(
+        spec, kind="edit", architecture="qwen_image_edit", dataset=project.relative(folder), dataset_key=key, resolution=96
+    )
+
+
+def test_triplets_need_no_token_and_are_described(project, edits):
+    told = preflight.check(made(project, edits)).text()
+    assert "5 triplets of 1 control, 1 more to measure with" in told and "shapes as trainers sort them: 128 x 64 (5)" in told
+
+
+def test_the_pair_doctors_verdicts_are_told(project, edits):
+    folder = project.stage("qwen_training").folder
+    for number in range(2):
+        photo = project.root / f"data/source/v1/photo_{number}.png"
+        write_whole(project.root / f"data/corrections/v1/target_{number}.png", photo.read_bytes())
+    told = preflight.check(made(project, dataclasses.replace(edits, dataset_key=trainset.read(folder).key))).warnings
+    assert any(
+        warning.startswith("Pair doctor: 3 of 5 pairs are well. target_0-0:") and "Pair Doctor mends" in warning for warning in told
+    ), told
+
+
+def test_a_pair_that_lacks_a_control_is_refused(project, edits):
+    folder = project.stage("qwen_training").folder
+    rows = json.loads((folder / "triplets.json").read_text())
+    rows[0]["source_image"] = [rows[0]["source_image"], rows[1]["source_image"]]
+    (folder / "triplets.json").write_text(json.dumps(rows))
+    changed = dataclasses.replace(edits, dataset_key=trainset.read(folder).key)
+    (project.root / rows[2]["source_image"]).unlink()
+    with pytest.raises(PreflightError) as caught:
+        preflight.check(made(project, changed))
+    assert any("t2: photo_2.png is not where it was" in problem for problem in caught.value.problems)
+    assert sum("it has 1 of 2 controls" in problem for problem in caught.value.problems) == 4
