@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
 
-from . import curate, editors, enrich, export, identity, pairs, pictures, pristine, project, prompts, repair, review, routes, train
+from . import (
+    curate,
+    editors,
+    enrich,
+    export,
+    identity,
+    job_routes,
+    pairs,
+    pictures,
+    pristine,
+    project,
+    prompts,
+    queue_gate,
+    repair,
+    review,
+    routes,
+    train,
+    train_settings,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     *project.NODES,
@@ -17,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     *repair.NODES,
     *pristine.NODES,
     *export.NODES,
+    *train_settings.NODES,
     *train.NODES,
     *pairs.NODES,
     *pictures.NODES,
@@ -26,6 +46,8 @@ NODES: list[type[io.ComfyNode]] = [
 class FlenwheelExtension(ComfyExtension):
     async def on_load(self) -> None:
         routes.register()
+        job_routes.register(PromptServer.instance.routes)
+        queue_gate.install()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

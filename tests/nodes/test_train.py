@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel import lora
-from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
+from comfyui_flenwheel.flywheel.images import png_bytes, write_json, write_whole
 from comfyui_flenwheel.flywheel.project import open_project
 from comfyui_flenwheel.nodes.launch import Server
 from comfyui_flenwheel.training import run
@@ -40,7 +40,10 @@ def graph(name, options="seconds_per_step = 0", steps=60, **settings):
                 **settings,
             },
         },
-        START: {"class_type": "FLEN_TrainLora", "inputs": {"training": [SETTINGS, 0], "action": "train", "hours": ""}},
+        START: {
+            "class_type": "FLEN_TrainLora",
+            "inputs": {"training": [SETTINGS, 0], "action": "train", "hours": "", "meanwhile": "ComfyUI waits"},
+        },
         MONITOR: {"class_type": "FLEN_TrainingMonitor", "inputs": {"job": [START, 0], "smoothing": 0.9, "sample_size": 96}},
         TRAINED: {"class_type": "FLEN_TrainedLora", "inputs": {"job": [START, 0], "weight": 1.0}},
         "6": {"class_type": "PreviewAny", "inputs": {"source": [TRAINED, 2]}},
@@ -71,12 +74,11 @@ def until(happened, patience_s=60.0):
 
 
 def test_start_wait_silently_and_get_a_lora_that_every_loader_sees(server):
-    project, prompt = project_in(server, "Trainee"), graph("Trainee", "seconds_per_step = 0.05")
-    began = time.monotonic()
+    project, prompt = project_in(server, "Trainee"), graph("Trainee", "seconds_per_step = 0.2")
     first = ran(server, prompt)
-    assert time.monotonic() - began < 20 and "6" not in first.outputs, "returns at once and blocks silently"
-    assert "12 images, 60 steps, rank 4" in first.text(SETTINGS) and "rank 4: your choice" in first.text(SETTINGS)
     (job,) = jobs_of(project)
+    assert job.status().state == "running" and "6" not in first.outputs, "returns before the training has ended, and blocks silently"
+    assert "12 images, 60 steps, rank 4" in first.text(SETTINGS) and "rank 4: your choice" in first.text(SETTINGS)
     assert job.id in first.text(START) and "12 images, every caption names ohwx_char" in first.text(START)
 
     again = ran(server, prompt)
@@ -131,6 +133,109 @@ def test_a_dry_run_says_how_long_it_will_take_and_registers_nothing(server):
     told = ran(server, prompt).text(START)
     assert "it fits" in told and "200 steps will take about" in told
     assert not (server.base / "models" / "loras" / "flenwheel" / "Dry").exists() and len(jobs_of(project)) == 1
+
+
+def edit_graph(name, options="seconds_per_step = 0", engine="rehearsal", **settings):
+    prompt = graph(name)
+    shared = {key: value for key, value in prompt[SETTINGS]["inputs"].items() if key not in ("base_model", "engine")}
+    told = {**shared, "model": "Qwen-Image-Edit", "engine": engine, "base_model": "qwen_image_edit_2509_bf16.safetensors"}
+    prompt[SETTINGS] = {"class_type": "FLEN_EditLoraSettings", "inputs": {**told, "engine_options": options, **settings}}
+    return prompt
+
+
+def with_triplets(server, name, count=12, held_out=2):
+    """A project whose triplets are written."""
+    project, rows = project_in(server, name, images=0), []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        photo = Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC)
+        names = [f"data/source/v1/photo_{number}.png", f"data/corrections/v1/target_{number}.png"]
+        for path, picture in zip(names, (photo, photo.point(lambda value: value // 2)), strict=True):
+            write_whole(project.root / path, png_bytes(picture))
+        split = "train" if number < count - held_out else "held_out"
+        rows.append(
+            {
+                "id": f"t{number}",
+                "source_image": names[0],
+                "target_image": names[1],
+                "edit_prompt": f"make it night {number}",
+                "split": split,
+            }
+        )
+    write_json(project.stage("qwen_training").folder / "triplets.json", rows)
+    return project
+
+
+def test_triplets_become_an_edit_lora_that_a_stack_takes(server):
+    project, prompt = with_triplets(server, "Edited"), edit_graph("Edited")
+    first = ran(server, prompt)
+    assert "10 triplets, 2 held out" in first.text(SETTINGS), first.text(SETTINGS)
+    (job,) = jobs_of(project)
+    assert job.spec.sample_prompts == ("make it night 10", "make it night 11", "make it night 0")
+    assert "10 triplets" in first.text(START)
+    assert run.wait(job, 60).state == "done", job.status()
+    done = ran(server, prompt)
+    assert done.outputs["6"]["text"] == ["flenwheel/Edited/Edited-edit-v001.safetensors"]
+    assert "3 of 3 layers found in Qwen-Image-Edit" in done.text(TRAINED)
+
+
+def test_pairs_of_the_graph_are_kept_as_a_set_and_trained(server):
+    project = with_triplets(server, "Paired")
+    prompt = edit_graph("Paired")
+    folders = {"target": str(project.root / "data/corrections/v1"), "control_1": str(project.root / "data/source/v1")}
+    for folder in folders.values():
+        for path in Path(folder).glob("*_*.png"):
+            path.rename(path.with_name(path.name.partition("_")[2]))
+    prompt["7"] = {
+        "class_type": "FLEN_LoadPairedDataset",
+        "inputs": {
+            "name": "night",
+            **folders,
+            "control_2": "",
+            "control_3": "",
+            "labels": "",
+            "instruction": "make it night",
+            "trigger_word": "",
+            "on_problem": "refuse",
+        },
+    }
+    prompt[SETTINGS]["inputs"]["pairs"] = ["7", 0]
+    ran(server, prompt)
+    (job,) = jobs_of(project)
+    assert job.spec.dataset.startswith("data/qwen_training/v1/sets/") and run.wait(job, 60).state == "done", job.status()
+
+
+def test_comfyui_waits_while_a_training_has_the_card_but_light_graphs_run(server):
+    project, prompt = project_in(server, "Holding"), graph("Holding", "seconds_per_step = 0.1\ntakes_card = true", steps=300)
+    ran(server, prompt)
+    (job,) = jobs_of(project)
+    until(lambda: job.has_card and job.status().step >= 1)
+    heavy = comfy.queue(
+        server.address,
+        {
+            "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+            "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+        },
+    )
+    look = {key: value for key, value in prompt.items() if key in ("1", SETTINGS, START, MONITOR)}
+    assert "is running" in ran(server, look).text(START), "a graph that only looks runs meanwhile"
+    assert comfy.call(server.address, "/flenwheel/jobs")[1]["waits"] == job.id
+    assert heavy in [item[1] for item in comfy.call(server.address, "/queue")[1]["queue_pending"]], "and the other one waits"
+
+    where = f"/flenwheel/jobs/Holding/{job.id}"
+    assert comfy.call(server.address, f"{where}/hold", {"hold": False})[1]["hold"] is False
+    assert comfy.wait(server.address, heavy).status == "success" and job.status().state == "running", "let go while it trains"
+    comfy.call(server.address, f"{where}/hold", {"hold": True})
+    until(lambda: comfy.call(server.address, "/flenwheel/jobs")[1]["waits"] == job.id)
+    second = comfy.queue(
+        server.address,
+        {
+            "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 1}},
+            "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+        },
+    )
+    assert comfy.call(server.address, f"{where}/stop", {})[0] == 200
+    assert comfy.wait(server.address, second).status == "success" and job.status().state == "stopped", "its end gives the card back"
 
 
 @pytest.mark.parametrize(
