@@ -14,6 +14,10 @@ const TEXT_PX = 76 // four lines
 const GALLERY_PX = 300
 const GALLERY_SIZE = [380, 520]
 const TAB = "flenwheel"
+const MONITOR = "FLEN_TrainingMonitor"
+const MONITOR_PX = 420
+const MONITOR_SIZE = [480, 640]
+const JOBS_TAB = "flenwheel-jobs"
 
 /** @typedef {{project: string, stage: string, version: string, revision?: string, counts: {total: number, undecided: number}}} Review */
 
@@ -23,9 +27,13 @@ const heard = new Map()
 const texts = new WeakMap()
 /** @type {WeakMap<object, {host: HTMLElement, view: {dispose: () => void}|null, name: string}>} */
 const galleries = new WeakMap()
+/** @type {WeakMap<object, {host: HTMLElement, view: {dispose: () => void}|null, id: string}>} */
+const monitors = new WeakMap()
 
-const files = (name) => import(api.fileURL(`/flenwheel/review/files/${name}`))
+const files = (name) => import(api.fileURL(`/flenwheel/web/review/${name}`))
+const jobFiles = (name) => import(api.fileURL(`/flenwheel/web/jobs/${name}`))
 const nameOf = ({ project, stage, version }) => `${project}/${stage}/${version}`
+const isJob = (described) => ["project", "id"].every((part) => typeof described?.[part] === "string")
 const isSet = (described) => ["project", "stage", "version"].every((part) => typeof described?.[part] === "string")
 
 /** A review as nodes and broadcasts describe it, or null if this is none. @returns {Review|null} */
@@ -66,6 +74,47 @@ function hear(review, fresh) {
     const detail = `${undecided} of ${total} images of ${review.project} wait for you. Open them from the Review Gate.`
     app.extensionManager.toast.add({ severity: "info", summary: "FLENwheel review", detail, life: 8000 })
   }
+}
+
+/** The Jobs page over the graph. @param {{project: string, id: string}|null} job null: the newest */
+async function openJobs(job) {
+  const [{ openFrame }, { pageAddress }, { t }] = await Promise.all([files("room.mjs"), jobFiles("api.mjs"), files("lang.mjs")])
+  openFrame("jobs", new URL(pageAddress(job)), t("FLENwheel training"), theme(), job && { flenwheel: "job", ...job })
+}
+
+/** Open the graph that shows what a LoRA does. @param {{project: string, id: string}} job */
+async function tryLora(job) {
+  const { scene } = await jobFiles("api.mjs")
+  const { name, workflow } = await scene(job)
+  for (const room of document.querySelectorAll("dialog.flw-room[open]")) room.close()
+  if (workflow) await app.loadGraphData(workflow, true, true, `try ${name.split("/").at(-1).replace(".safetensors", "")}`)
+  else app.extensionManager.toast.add({ severity: "info", summary: "FLENwheel", detail: `Choose ${name} in a LoRA loader or LoRA Stack.`, life: 8000 })
+}
+
+/** Show a training live on its monitor. @param {object} node @param {{project: string, id: string}} job */
+async function showMonitor(node, job) {
+  const known = monitors.get(node) ?? { host: null, view: null, id: "" }
+  if (known.id === job.id) return
+  if (!known.host) {
+    known.host = addBox(node, "flenwheel_monitor", "FLENWHEEL_MONITOR", MONITOR_PX)
+    node.setSize([Math.max(node.size[0], MONITOR_SIZE[0]), Math.max(node.size[1], MONITOR_SIZE[1])])
+  }
+  known.id = job.id
+  monitors.set(node, known)
+  app.canvas?.setDirty(true, true)
+  node.properties.flenwheel = { project: job.project, id: job.id }
+  const { Monitor } = await jobFiles("monitor.mjs")
+  if (known.id !== job.id || !monitors.has(node)) return
+  known.view?.dispose()
+  const inner = document.createElement("div")
+  inner.className = "flw flw-colours"
+  inner.dataset.captureWheel = "true"
+  inner.addEventListener("wheel", (event) => toCanvas(event, inner), { passive: false })
+  inner.addEventListener("keydown", (event) => event.stopPropagation())
+  inner.tabIndex = -1
+  known.host.replaceChildren(inner)
+  const smoothing = node.widgets?.find(({ name }) => name === "smoothing")?.value
+  known.view = new Monitor(inner, job, { compact: true, smoothing, open: () => void openJobs(job), tryIt: (name) => void tryLora(name) })
 }
 
 /** A box on a node that follows the rules both renderers have. @returns {HTMLElement} */
@@ -147,6 +196,11 @@ function show(node, output) {
     void showGallery(node, review)
     return review
   }
+  const job = node.comfyClass === MONITOR ? output?.flen_job?.[0] : null
+  if (isJob(job)) {
+    void showMonitor(node, job)
+    return null
+  }
   const text = output?.text
   if (Array.isArray(text) && text.length && text.every((part) => typeof part === "string")) showText(node, text.join("\n\n"))
   return null
@@ -183,17 +237,51 @@ function addSidebar() {
   return () => redraw?.()
 }
 
+/** The trainings, in the sidebar. */
+function addJobsSidebar() {
+  const tabs = app.extensionManager.sidebarTab ?? app.extensionManager
+  let list = null
+  tabs.registerSidebarTab({
+    id: JOBS_TAB,
+    icon: "pi pi-chart-line",
+    title: "Training",
+    tooltip: "FLENwheel: trainings, how far they are, and what waits",
+    type: "custom",
+    iconBadge: () => null,
+    async render(host) {
+      list?.dispose()
+      const root = document.createElement("div")
+      root.style.height = "100%"
+      host.style.height = "100%"
+      host.replaceChildren(root)
+      root.className = "flw flw-side"
+      const { jobList } = await jobFiles("list.mjs")
+      list = jobList(root, { open: (job) => void openJobs(job) })
+    },
+    destroy() {
+      list?.dispose()
+      list = null
+    },
+  })
+}
+
 app.registerExtension({
   name: "FLENwheel",
-  commands: [{ id: "FLENwheel.Review", label: "FLENwheel: Review", icon: "pi pi-images", function: () => void openReview(reviewFor(null)) }],
+  commands: [{ id: "FLENwheel.Review", label: "FLENwheel: Review", icon: "pi pi-images", function: () => void openReview(reviewFor(null)) }, { id: "FLENwheel.Training", label: "FLENwheel: Training", icon: "pi pi-chart-line", function: () => void openJobs(null) }],
   keybindings: [{ commandId: "FLENwheel.Review", combo: { key: "r", alt: true, shift: true } }],
-  menuCommands: [{ path: ["FLENwheel"], commands: ["FLENwheel.Review"] }],
+  menuCommands: [{ path: ["FLENwheel"], commands: ["FLENwheel.Review", "FLENwheel.Training"] }],
 
   async setup() {
-    for (const name of ["grid.css", "compact.css"]) {
-      document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: api.fileURL(`/flenwheel/review/files/${name}`) }))
+    for (const name of ["review/grid.css", "review/compact.css", "jobs/jobs.css"]) {
+      document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: api.fileURL(`/flenwheel/web/${name}`) }))
     }
     const redraw = addSidebar()
+    addJobsSidebar()
+    addEventListener("message", ({ data, origin }) => origin === location.origin && data?.flenwheel === "try" && isJob(data) && void tryLora(data))
+    api.addEventListener("flenwheel.waits", ({ detail }) => {
+      const told = `A training of ${detail?.project} has the graphics card. ComfyUI goes on by itself when it is given back; the Training tab lets it go on now.`
+      app.extensionManager.toast.add({ severity: "info", summary: "FLENwheel: the queue waits", detail: told, life: 12000 })
+    })
     // a broadcast reaches every tab; `executed` only the one that queued the graph
     api.addEventListener("flenwheel.review", async ({ detail }) => {
       const review = readReview(detail)
@@ -223,10 +311,13 @@ app.registerExtension({
     node.onRemoved = function (...rest) {
       galleries.get(this)?.view?.dispose()
       galleries.delete(this)
+      monitors.get(this)?.view?.dispose()
+      monitors.delete(this)
       return removed?.apply(this, rest)
     }
     // a switch of tabs makes new nodes and keeps the outputs of the last run; a reload keeps what is in the workflow
     setTimeout(() => {
+      if (node.comfyClass === MONITOR && isJob(node.properties?.flenwheel)) void showMonitor(node, node.properties.flenwheel)
       if (!show(node, app.nodeOutputs?.[String(node.id)]) && node.comfyClass === GATE && isSet(node.properties?.flenwheel)) void showGallery(node, node.properties.flenwheel)
     })
   },

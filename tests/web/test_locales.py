@@ -19,14 +19,15 @@ TEXT = re.compile(r"<[^>]*\bdata-t(?=[ >])[^>]*>([^<]+)<")
 
 def said() -> set[str]:
     texts: set[str] = set()
-    for module in (ROOT / "web" / "review").glob("*.mjs"):
+    for module in (ROOT / "web").glob("*/*.mjs"):
         code = module.read_text(encoding="utf-8")
         for pattern in SAID:
             for found in pattern.finditer(code):
                 texts.update(json.loads(f'"{text}"') for text in found.groups())
-    page = (ROOT / "web" / "review.html").read_text(encoding="utf-8")
-    texts.update(text for _, text in ATTRIBUTE.findall(page))
-    texts.update(text.strip() for text in TEXT.findall(page))
+    for path in (ROOT / "web").glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        texts.update(text for _, text in ATTRIBUTE.findall(page))
+        texts.update(text.strip() for text in TEXT.findall(page))
     return texts - {""}
 
 

@@ -32,7 +32,7 @@ const query = (values) => {
  * @returns {Promise<any>}
  * @throws {ServerError} the server said no; a TypeError or DOMException means that it could not be reached.
  */
-async function request(path, { method, json, body } = {}) {
+export async function request(path, { method, json, body } = {}) {
   const content = body ?? (json === undefined ? undefined : JSON.stringify(json))
   const headers = content === undefined ? undefined : { "Content-Type": body ? body.type || "application/octet-stream" : "application/json" }
   const options = { method: method ?? (content === undefined ? "GET" : "POST"), headers, body: content, cache: /** @type {const} */ ("no-store") }
