@@ -259,7 +259,7 @@ def test_a_bad_set_is_refused_before_anything_starts(server):
     assert outcome.status == "error" and "image_003.png: its caption lacks the token" in outcome.error
     assert all(job.status().state == "new" for job in jobs_of(project))
     missing = comfy.run(server.address, graph("Nobody"))
-    assert missing.status == "error" and "Export Training Set makes it" in missing.error
+    assert missing.status == "error" and "There is no training set in" in missing.error
 
 
 @pytest.fixture
