@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COUNT, MEGAPIXELS = int(sys.argv[1]) if len(sys.argv) > 1 else 2, float(sys.argv[2]) if len(sys.argv) > 2 else 0.1
 BASE = tempfile.TemporaryDirectory()
-sys.path[:1] = [os.environ["FLEN_COMFYUI"], str(ROOT / "tests")]
+sys.path[:1] = [os.environ["FLEN_COMFYUI"], str(ROOT / "tests"), str(ROOT / "benchmarks")]
 sys.argv = ["main.py", "--cpu", "--base-directory", BASE.name]
 
 import comfy.options  # noqa: E402
@@ -35,18 +35,14 @@ torch.inference_mode().__enter__()
 import comfy.sd  # noqa: E402
 import conftest  # noqa: E402, F401 - gives the pack its name
 import folder_paths  # noqa: E402
-import node_helpers  # noqa: E402
 import numpy as np  # noqa: E402
 import server  # noqa: E402
 from PIL import Image  # noqa: E402
 
-import nodes  # noqa: E402
 from flywheel import lora_files  # noqa: E402
 
 server.PromptServer(asyncio.new_event_loop())
-from comfy_extras.nodes_cfg import CFGNorm  # noqa: E402
-from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow  # noqa: E402
-from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus  # noqa: E402
+import stock_graph  # noqa: E402
 from comfyui_flenwheel.flywheel import candidates, enrich, lora, prompts, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord  # noqa: E402
 from comfyui_flenwheel.flywheel.images import content_key, open_image  # noqa: E402
@@ -83,30 +79,19 @@ def orders(folder):
 
 def stock(plan, folder, loras, same_size):
     """The stock graph, edit by edit in the plan's order."""
-    made, changes, before = {}, 0, None
+    made, changes, before, model = {}, 0, None, None
     for order in plan:
         request = order.request
         used = loras if lora.parse(request.prompt).kind == "camera" else loras[:1]
         changes += used != before
         if used != before:  # ComfyUI's cache keeps the loaders' result while the inputs stay
-            model = ModelSamplingAuraFlow().patch_aura(MODEL, 3.1)[0]
-            model = CFGNorm.execute(model, 1.0).args[0]
-            for path, weight in used:
-                model = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), weight, 0.0)[0]
-            before = used
+            model, before = stock_graph.patched(MODEL, used), used
         photo = open_image(request.controls[0].path).image
         size = (request.width, request.height)
-        latent = VAE.encode(host.tensor(photo.resize(size, Image.Resampling.LANCZOS)))
-        seen = host.tensor(photo.resize(qwen.vision_size(*photo.size), Image.Resampling.LANCZOS) if same_size else photo)
-        conditioning = []
-        for words in (request.prompt, ""):
-            encoded = TextEncodeQwenImageEditPlus.execute(CLIP, words, vae=None if same_size else VAE, image1=seen).args[0]
-            values = {"reference_latents_method": "index_timestep_zero"} | ({"reference_latents": [latent]} if same_size else {})
-            conditioning.append(node_helpers.conditioning_set_values(encoded, values))
-        out = nodes.common_ksampler(
-            model, request.seed, STEPS, CFG, "euler", "simple", *conditioning, {"samples": torch.zeros_like(latent)}
-        )[0]
-        image = host.pictures(VAE.decode(out["samples"]).reshape(1, size[1], size[0], 3))[0]
+        pixels = stock_graph.edit(
+            model, CLIP, VAE, [photo], request.prompt, seed=request.seed, size=size, steps=STEPS, cfg=CFG, same_size=same_size
+        )
+        image = host.pictures(pixels)[0]
         image.save(folder / f"{len(made)}.png", compress_level=4)  # as SaveImage does
         made[order.name] = np.asarray(image, np.int16)
     return made, changes
