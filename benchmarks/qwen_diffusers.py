@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "flywheel" / "editors")]
 import conftest  # noqa: E402, F401 - gives the pack its name
 import qwen_tiny  # noqa: E402
-from comfyui_flenwheel.flywheel import lora, registration  # noqa: E402
+from comfyui_flenwheel.flywheel import lora  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import ControlRef, EditRequest, Rendered  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen import adapters, encode, latents  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers  # noqa: E402
@@ -240,8 +240,7 @@ def _ours(editor: QwenDiffusers, cache: Path, cells: list[Cell], side: int, othe
     orders = [EditRequest(cell.prompt, (cell.photo,), cell.seed, side, side, tags=TAGS[len(cell.stack)]) for cell in cells]
     warm = [dataclasses.replace(order, controls=(other,), prompt="Something else") for order in orders[:3]]
     decoded: list[torch.Tensor] = []
-    decode, noted, meter = latents.decode, registration.noted, Meter()
-    registration.noted = lambda *_: {}  # the check for moved pictures, which no loop makes; its cost is told below the tables
+    decode, meter = latents.decode, Meter()
     latents.decode = lambda vae, frame: decoded.append(decode(vae, frame)) or decoded[-1]  # the numbers before they become 8 bits
     try:
         with dataclasses.replace(editor, cache=cache).session() as edit:
@@ -261,7 +260,7 @@ def _ours(editor: QwenDiffusers, cache: Path, cells: list[Cell], side: int, othe
                 seconds = time.process_time() - began
             meter.calls["LoRA switches"] = engine.parts.adapters.switches - switched
     finally:
-        latents.decode, registration.noted = decode, noted
+        latents.decode = decode
     failed = [outcome for _, outcome in outcomes if not isinstance(outcome, Rendered)]
     assert not failed, failed[0]
     images = {order: pixels[0] for (order, _), pixels in zip(outcomes, decoded, strict=True)}
@@ -308,8 +307,7 @@ HEAD = (
 )
 FOOT = (
     "",
-    "Left out of our time: the check for moved pictures, about 34 CPU ms per image beside the card, which no loop makes. The part of it that waits"
-    " is none: it runs while the next image is denoised.",
+    "Our time includes what no loop does: the look for black and broken pictures, the check for moved ones, a preview with every step.",
     "",
     "What this can and cannot show: the transformer's arithmetic is the same on both sides, so the share of the plain loop is what is not the"
     " transformer's. The tiny model weighs encoding and decoding more than a real one does, where denoising rules; what a real card gains is in"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from bench import GIB, Bench, randomise, silent, timed
 from comfyui_flenwheel.flywheel.editors import EditRequest
-from comfyui_flenwheel.flywheel.editors.qwen import memory
+from comfyui_flenwheel.flywheel.editors.qwen import jobs, memory
 from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers
 from portrait import control
 from rows import Row
 
 
-def measure(row: Row, bench: Bench, **options: Any) -> dict[str, Any]:
+def measure(row: Row, bench: Bench, *, one_pass: bool = False, **options: Any) -> dict[str, Any]:
     import torch
+
+    if one_pass:
+        jobs.APART_FROM = sys.maxsize
 
     if bench.device.type == "cuda":
         memory.free_gib = lambda _: bench.cap - torch.cuda.memory_reserved() / GIB - 0.3  # what a card of that size would say

@@ -177,21 +177,22 @@ class QwenDiffusers(QwenOptions):
         import torch
 
         from .qwen import memory
-        from .qwen.jobs import row_of
+        from .qwen.jobs import passes, row_of
         from .qwen.latents import PATCH
 
         device = torch.device(self.device or _best_device(torch))
         steps, guidance = qwen.steps_and_cfg(row_of(model), self.loras, self.steps, self.guidance)
+        tokens = (1 + controls) * (width // PATCH) * (height // PATCH)
         return memory.plan(
             model,
             device=device,
             dtype=_dtype(torch, device),
             precision=self.precision,
             rung=self.memory,
-            tokens=(1 + controls) * (width // PATCH) * (height // PATCH),
+            tokens=tokens,
             pixels=width * height,
             steps=steps,
-            batch=self.at_once * (2 if guidance > 1 else 1),
+            batch=self.at_once * passes(guidance, tokens, device),
         )
 
     def fingerprint(self) -> dict[str, str]:

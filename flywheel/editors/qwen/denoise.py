@@ -64,13 +64,15 @@ def denoise(
     *,
     guidance: float = 1.0,
     guided_share: float = 1.0,
+    together: bool = True,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """The finished tokens (B, N, 64), fp32.
 
-    `guidance` above 1 pushes away from `unwanted`, which every cell must then have; after `guided_share` of the steps it is left out.
+    `guidance` above 1 pushes away from `unwanted`, which every cell must then have; after `guided_share` of the steps it is left out. `together`: wanted
+    and unwanted words in one pass of the transformer, which needs a mask because they differ in length; else in two, which need none.
     """
     x = torch.cat([cell.noise for cell in cells]).to(device)
     controls = torch.cat([cell.controls for cell in cells]).to(device)
@@ -79,13 +81,14 @@ def denoise(
     unwanted = [cell.unwanted for cell in cells if cell.unwanted is not None]
     if guided and len(unwanted) != len(cells):
         raise ValueError("guidance needs a negative prompt for every cell")
-    plain, both = padded(wanted, dtype, device), padded([*wanted, *unwanted], dtype, device)
+    plain = padded(wanted, dtype, device)
+    other = padded([*wanted, *unwanted] if together else unwanted, dtype, device) if guided else plain
     steps, shapes = len(levels) - 1, [list(cells[0].shapes)]
     levels, seen = levels.to(device), times(levels).to(device)
 
-    def velocity(step: int, words: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def velocity(step: int, context: str, words: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         times = len(words) // len(cells)
-        with transformer.cache_context("guided" if times > 1 else "plain"):
+        with transformer.cache_context(context):
             out = transformer(
                 hidden_states=torch.cat([x, controls], dim=1).repeat(times, 1, 1).to(dtype),
                 encoder_hidden_states=words,
@@ -98,10 +101,13 @@ def denoise(
 
     for step in range(steps):
         if guided and step < round(guided_share * steps):
-            towards, away = velocity(step, *both).chunk(2)
+            if together:
+                towards, away = velocity(step, "guided", *other).chunk(2)
+            else:
+                towards, away = velocity(step, "plain", *plain), velocity(step, "away", *other)
             v = _rescaled(away + guidance * (towards - away), towards)
         else:
-            v = velocity(step, *plain)
+            v = velocity(step, "plain", *plain)
         if on_step:
             on_step(step + 1, x - levels[step] * v)
         x = x + (levels[step + 1] - levels[step]) * v

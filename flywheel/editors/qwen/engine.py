@@ -21,7 +21,7 @@ from ...errors import FlywheelError
 from .. import EditRequest, Rendered, Tick
 from . import denoise, guard, latents, memory
 from .inputs import Inputs
-from .jobs import Counts, Job, Settings, groups, job_of, ordered, row_of
+from .jobs import Counts, Job, Settings, groups, job_of, ordered, passes, row_of
 from .models import ModelFolder
 from .parts import Parts
 from .pulse import Pulse
@@ -204,6 +204,7 @@ class Engine(ExitStack):
             levels,
             guidance=job.guidance,
             guided_share=settings.guided_share,
+            together=passes(job.guidance, job.tokens, settings.device) > 1,
             dtype=settings.dtype,
             device=settings.device,
             on_step=lambda done, foreseen: self.pulse.step(done, show(latents.unpack(foreseen[:1], job.size))),

@@ -15,6 +15,9 @@ from . import denoise, latents
 from .models import ModelFolder
 
 ASPECT_MAX = 16
+# From so many tokens on a card computes one pass at its full speed, and two without a mask take the fast attention that one with a mask cannot.
+# Not measured on a card yet: `benchmarks/gpu` has a row for each.
+APART_FROM = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,11 @@ class Counts:
     seconds: float = 0.0
     loads: list[str] = field(default_factory=list)
     encoded: int = 0
+
+
+def passes(guidance: float, tokens: int, device: torch.device) -> int:
+    """How many images' worth of tokens are in the transformer at once for one image: two where guidance shares the pass."""
+    return 2 if guidance > 1 and (device.type == "cpu" or tokens < APART_FROM) else 1
 
 
 def job_of(

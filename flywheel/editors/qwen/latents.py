@@ -104,15 +104,11 @@ class Preview:
     def __init__(self, latents: torch.Tensor, picture: Image.Image) -> None:
         cells = latents[0, :, 0].float().cpu()  # (16, h, w)
         colours = np.asarray(picture.convert("RGB").resize((cells.shape[2], cells.shape[1]), Image.Resampling.BOX), dtype=np.float32)
-        known = self._with_one(cells)
+        flat = cells.flatten(1).T
+        known = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
         self.map = torch.linalg.lstsq(known, torch.from_numpy(colours.reshape(-1, 3)), driver="gelsd").solution
 
     def __call__(self, latents: torch.Tensor) -> Image.Image:
         cells = latents[0, :, 0].float().cpu()
-        colours = (self._with_one(cells) @ self.map).nan_to_num(0).clamp(0, 255).to(torch.uint8)
+        colours = torch.addmm(self.map[-1], cells.flatten(1).T, self.map[:-1]).nan_to_num_(0).clamp_(0, 255).to(torch.uint8)
         return Image.fromarray(colours.reshape(cells.shape[1], cells.shape[2], 3).numpy())
-
-    @staticmethod
-    def _with_one(cells: torch.Tensor) -> torch.Tensor:
-        flat = cells.reshape(cells.shape[0], -1).T
-        return torch.cat([flat, torch.ones(len(flat), 1)], dim=1)

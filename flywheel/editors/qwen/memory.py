@@ -77,7 +77,7 @@ def plan(
 ) -> Plan:
     """The best that fits: what `precision` and `rung` leave open ("auto") is chosen by free memory; else the least demanding is returned.
 
-    `tokens` and `pixels` are those of the largest image with its controls; `batch` counts guidance twice.
+    `tokens` and `pixels` are those of the largest image with its controls; `batch` counts guidance twice where it shares a pass.
     """
     free = free_gib(device)
     rungs: tuple[str, ...] = (rung,) if rung != "auto" else ("resident", "in turns")

@@ -15,7 +15,7 @@ from ...images import value_key
 from . import denoise, encode, load, memory, modulation
 from .adapters import Adapters
 from .cache import TensorCache
-from .jobs import Counts, Job, Settings
+from .jobs import Counts, Job, Settings, passes
 from .models import ModelFolder
 from .pulse import Pulse
 from .tensors import TensorFiles
@@ -64,7 +64,7 @@ class Parts(ExitStack):
             tokens=largest.tokens,
             pixels=largest.size[0] * largest.size[1],
             steps=largest.steps,
-            batch=settings.at_once * (2 if largest.guidance > 1 else 1),
+            batch=settings.at_once * passes(largest.guidance, largest.tokens, settings.device),
         )
         self.ladder = memory.Ladder(self.plan.rung, has_nf4=self.plan.precision != "nf4" and memory.has_nf4(settings.device))
         memory.start_measuring(settings.device)

@@ -15,6 +15,7 @@ from comfyui_flenwheel.flywheel import lora  # noqa: E402
 from comfyui_flenwheel.flywheel.candidates import Shelf  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, Foresighted, Rendered  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen import load, memory, pulse, quantised  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen.jobs import passes  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers  # noqa: E402
 from comfyui_flenwheel.flywheel.enrich import enrich  # noqa: E402
@@ -568,3 +569,11 @@ def test_the_plan_fits_the_card_and_matches_what_was_counted(full_size, monkeypa
     assert f"peak about {plan.peak:.1f} GiB of {card * 0.97:.1f} GiB free" in str(plan)
     expected = {"as stored": 25.4, "fp8": 12.7, "nf4": 6.6}[precision]
     assert abs(plan.transformer - expected) < 0.2 and abs(plan.tables - 0.165) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("guidance", "tokens", "device", "at_once"),
+    [(4.0, 8412, "cuda", 1), (4.0, 2000, "cuda", 2), (4.0, 8412, "cpu", 2), (1.0, 2000, "cuda", 1)],
+)
+def test_guidance_shares_a_pass_only_where_that_is_faster(guidance, tokens, device, at_once):
+    assert passes(guidance, tokens, torch.device(device)) == at_once

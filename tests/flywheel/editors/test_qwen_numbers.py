@@ -141,6 +141,22 @@ def test_different_prompts_share_a_batch_without_touching_each_other(small):
         assert (together[place] - theirs(small, "", place, photo(), embeds=(one.words, one.unwanted))).abs().max() < 2e-6
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_guidance_in_two_passes_without_a_mask_is_the_same_guidance(small, share):
+    cells = [cell(small, prompt, seed, photo()) for seed, prompt in enumerate(PROMPTS)]
+    masks = []
+    hook = small.transformer.register_forward_pre_hook(
+        lambda _, __, given: masks.append(given["encoder_hidden_states_mask"] is not None), with_kwargs=True
+    )
+    alone, apart = (ours(small, cells[:1], guided_share=share, together=together) for together in (True, False))
+    hook.remove()
+    assert (alone - apart).abs().max() < 1e-6
+    guided = round(share * 6)
+    assert masks == [True] * guided + [False] * (6 - guided) + [False] * (6 + guided)
+    several = ours(small, cells, guided_share=share, together=False)
+    assert (several - ours(small, cells, guided_share=share)).abs().max() < 2e-6
+
+
 def test_guidance_without_a_negative_prompt_is_no_guidance_but_an_error(small):
     with pytest.raises(ValueError, match="negative prompt"):
         ours(small, [cell(small, PROMPTS[0], 1, photo(), unwanted="")])
