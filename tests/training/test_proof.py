@@ -89,11 +89,23 @@ def test_the_register_counts_up_and_knows_the_same_file(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "cls"), [("flux1", "FluxTransformer2DModel"), ("qwen_image_edit", "QwenImageTransformer2DModel")])
-def test_the_tables_are_what_diffusers_builds(architecture, cls):
+@pytest.mark.parametrize(
+    ("architecture", "cls", "options"),
+    [
+        ("flux1", "FluxTransformer2DModel", {"guidance_embeds": True}),
+        ("qwen_image_edit", "QwenImageTransformer2DModel", {}),
+        ("flux2_dev", "Flux2Transformer2DModel", {}),
+        (
+            "flux2_klein_4b",
+            "Flux2Transformer2DModel",
+            {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False},
+        ),
+    ],
+)
+def test_the_tables_are_what_diffusers_builds(architecture, cls, options):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     with torch.device("meta"):
-        model = getattr(diffusers, cls)(**({"guidance_embeds": True} if architecture == "flux1" else {}))
+        model = getattr(diffusers, cls)(**options)
     real = {
         name: (module.out_features, module.in_features) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
     }

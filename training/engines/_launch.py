@@ -47,7 +47,7 @@ _QUIET = {
     "PYTHONIOENCODING": "utf-8",
     "PYTHONUTF8": "1",  # trainers print Japanese; a Western console would break them
     "COLUMNS": "200",
-    "TQDM_MININTERVAL": "1",
+    "TQDM_MININTERVAL": "0.1",  # a bar that is not drawn is a loss that is not seen
 }
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ALL_IN_ONE = ("text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.")
 PREFIX = "model.diffusion_model."  # of files that ComfyUI saved
+QwenVersion = Literal["auto", "edit", "edit-2509", "edit-2511"]
+QWEN_HELP = "Which Qwen-Image-Edit it is; auto reads it from the model's name. Other models: auto."
+QWEN_UNKNOWN = "{name!r} does not say which Qwen-Image-Edit it is: set the option version to edit, edit-2509 or edit-2511"
 _SCALED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant")
 
 
@@ -58,3 +62,11 @@ def model_problem(
     if is_scaled(path) or kinds & {"U8", "I8", "F8_E5M2"} or (not eight_bit and is_eight_bit(path)):
         return f"{path.name} is quantised in a way {engine} cannot read: take the bf16 file{', or plain fp8_e4m3fn' if eight_bit else ''}"
     return ""
+
+
+def qwen_version(name: str, told: str) -> str:
+    """The generation of Qwen-Image-Edit: what an option says, else what a file's or model's name does; empty when neither."""
+    if told != "auto":
+        return told
+    found = re.search(r"25(?:09|11)", Path(name).name)
+    return f"edit-{found[0]}" if found else "edit" if name == "Qwen/Qwen-Image-Edit" else ""

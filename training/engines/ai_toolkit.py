@@ -19,7 +19,7 @@ from ...flywheel.pairs import PairedDataset
 from ..errors import EngineNotInstalled, TrainingFailed
 from ..job import Job
 from ..spec import ARCHITECTURES, TrainingSpec
-from . import _dataset, _launch
+from . import _dataset, _launch, _weights
 
 ROOT, PYTHON, MARKER = "AITK_ROOT", "AITK_PYTHON", "toolkit/config_modules.py"
 NAMES = ("ai-toolkit", "ai_toolkit")
@@ -39,6 +39,11 @@ _SAMPLE = re.compile(r"__(\d{9})_(\d+)\.\w+$")
 _SKIPPED = "OOM during training step"
 _UNREAD = re.compile(r"Error loading (?:control )?(?:image|file)")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
+QWEN: Mapping[str, tuple[str, str, str]] = {  # generation to ai-toolkit's arch, the name on the hub, what makes up for 3 bit
+    "edit": ("qwen_image_edit", "Qwen/Qwen-Image-Edit", "qwen_image_edit_torchao_uint3"),
+    "edit-2509": ("qwen_image_edit_plus", "Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_2509_torchao_uint3"),
+    "edit-2511": ("qwen_image_edit_plus:2511", "Qwen/Qwen-Image-Edit-2511", "qwen_image_edit_2511_torchao_uint3"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +77,15 @@ class AiToolkitOptions:
             "help": "A folder in diffusers' layout, or a name on Hugging Face, which ai-toolkit then downloads. Empty: the usual one."
         },
     )
+    version: _weights.QwenVersion = field(default="auto", metadata={"help": _weights.QWEN_HELP})
     qtype: Literal["qfloat8", "float8", "uint8", "uint6", "uint4", "uint3", "none"] = field(
         default="qfloat8", metadata={"help": "How small the base model is held. Qwen-Image-Edit on 24 GB needs uint3 with an adapter."}
     )
     recovery_adapter: str = field(
-        default="",
-        metadata={"help": "A file that makes up for uint3 or uint4, such as ostris/accuracy_recovery_adapters/<name>.safetensors."},
+        default="auto",
+        metadata={
+            "help": "A file that makes up for uint3: a path, or owner/repository/name.safetensors. auto: the published one for Qwen-Image-Edit. Empty: none."
+        },
     )
     low_vram: bool = field(default=False, metadata={"help": "Quantise in RAM, and keep there what is not needed: slower, less memory."})
     offload: float = field(default=0.0, metadata={"help": "Share of the model's layers that wait in RAM.", "min": 0.0, "max": 1.0})
@@ -110,8 +118,8 @@ class AiToolkit:
             problems += block_problems(config(job.spec, "model", Path(), Path(), None), root)
         except EngineNotInstalled as error:
             problems += error.problems or [str(error)]
-        model, problem = _model(job)
-        problems += [problem] if problem else []
+        model, wrong = _model(job)
+        problems += wrong
         if _HUB.fullmatch(model):
             facts.append(f"ai-toolkit takes {model} from Hugging Face; what is not there yet it downloads at its start")
         problems += _dataset.problems(job)
@@ -164,15 +172,11 @@ def config(spec: TrainingSpec, model: str, folder: Path, data: Path, dataset: Pa
         "train": _train(spec, options, known),
         "model": {
             "name_or_path": model,
-            "arch": _arch(spec, model),
+            "arch": _arch(spec),
             "quantize": options.qtype != "none",
             "quantize_te": options.qtype != "none",
             "low_vram": options.low_vram,
-            **(
-                {"qtype": options.qtype + (f"|{options.recovery_adapter}" if options.recovery_adapter else "")}
-                if options.qtype != "none"
-                else {}
-            ),
+            **_precision(spec, options),
             **({"layer_offloading": True, "layer_offloading_transformer_percent": options.offload} if options.offload else {}),
             **known.model,
         },
@@ -255,35 +259,51 @@ def keys_of(source: Path) -> dict[str, set[str]]:
     return known
 
 
-def _arch(spec: TrainingSpec, model: str) -> str:
+def _precision(spec: TrainingSpec, options: AiToolkitOptions) -> dict[str, str]:
+    """The key qtype: bits, and behind a bar the file that makes up for them."""
+    if options.qtype == "none":
+        return {}
+    adapter = options.recovery_adapter
+    if adapter == "auto":
+        known = QWEN.get(_generation(spec)) if spec.architecture == "qwen_image_edit" and options.qtype == "uint3" else None
+        adapter = f"ostris/accuracy_recovery_adapters/{known[2]}.safetensors" if known else ""
+    return {"qtype": f"{options.qtype}|{adapter}" if adapter else options.qtype}
+
+
+def _generation(spec: TrainingSpec) -> str:
+    """Which Qwen-Image-Edit; empty when nothing says so."""
+    return _weights.qwen_version(str(spec.options.get("model") or spec.base_model), str(spec.options.get("version", "auto")))
+
+
+def _arch(spec: TrainingSpec) -> str:
     """Its name for the architecture; the generations of Qwen-Image-Edit differ."""
-    arch = MODELS[spec.architecture].arch
-    if spec.architecture != "qwen_image_edit":
-        return arch
-    name = Path(model).name
-    return f"{arch}:2511" if "2511" in name else arch
+    if spec.architecture == "qwen_image_edit":
+        return QWEN.get(_generation(spec), QWEN["edit-2509"])[0]
+    return MODELS[spec.architecture].arch
 
 
-def _model(job: Job) -> tuple[str, str]:
+def _model(job: Job) -> tuple[str, list[str]]:
     """What name_or_path says, and why that does not work."""
-    spec = job.spec
-    wanted = str(spec.options.get("model", "")).strip() or MODELS[spec.architecture].hub
-    if spec.architecture == "qwen_image_edit" and "2511" in spec.base_model and not spec.options.get("model"):
-        wanted = "Qwen/Qwen-Image-Edit-2511"
+    spec, problems = job.spec, list[str]()
+    generation = _generation(spec)
+    usual = MODELS[spec.architecture].hub
+    if spec.architecture == "qwen_image_edit":
+        usual = QWEN.get(generation, QWEN["edit-2509"])[1]
+        problems += [] if generation else [_weights.QWEN_UNKNOWN.format(name=spec.options.get("model") or spec.base_model)]
+    wanted = str(spec.options.get("model", "")).strip() or usual
     found = job.places.find(wanted)
     if found is None:
-        fine = _HUB.fullmatch(wanted) and not wanted.endswith((".safetensors", ".gguf"))
-        return wanted, "" if fine else f"model is {wanted!r}: neither a folder that is there nor a name on Hugging Face"
-    if found.is_dir():
-        single = spec.architecture.startswith("flux2") and any(found.glob("*.safetensors"))
-        whole = single or (found / "transformer").is_dir()
-        return found.as_posix(), "" if whole else f"{found.name} is no model folder in diffusers' layout: it has no transformer folder"
-    if spec.architecture.startswith("flux2"):
-        return found.as_posix(), ""
-    return (
-        found.as_posix(),
-        f"{found.name} is a single file; for {ARCHITECTURES[spec.architecture]} ai-toolkit needs a folder in diffusers' layout",
-    )
+        if not _HUB.fullmatch(wanted) or wanted.endswith((".safetensors", ".gguf")):
+            problems.append(f"model is {wanted!r}: neither a folder that is there nor a name on Hugging Face")
+        return wanted, problems
+    single = spec.architecture.startswith("flux2")
+    if found.is_dir() and not ((found / "transformer").is_dir() or (single and any(found.glob("*.safetensors")))):
+        problems.append(f"{found.name} is no model folder in diffusers' layout: it has no transformer folder")
+    elif found.is_file() and not single:
+        problems.append(
+            f"{found.name} is a single file; for {ARCHITECTURES[spec.architecture]} ai-toolkit needs a folder in diffusers' layout"
+        )
+    return found.as_posix(), problems
 
 
 def _unspeakable(job: Job) -> list[str]:

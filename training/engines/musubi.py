@@ -57,7 +57,7 @@ class Family:
     guidance: str
 
 
-_FLUX2_AE = ("vae", "vae", "flux2-vae.safetensors", "FLUX.2's autoencoder in Black Forest Labs' form (ae.safetensors)")
+_FLUX2_AE = ("vae_file", "vae", "flux2-vae.safetensors", "FLUX.2's autoencoder in Black Forest Labs' form (ae.safetensors)")
 
 
 def _flux2(version: str, short: str, encoder: tuple[str, str], base: str, swap_max: int) -> Family:
@@ -65,7 +65,7 @@ def _flux2(version: str, short: str, encoder: tuple[str, str], base: str, swap_m
         "flux_2",
         version,
         short,
-        {"vae": _FLUX2_AE, "text_encoder": ("text_encoder", "text_encoders", *encoder)},
+        {"vae": _FLUX2_AE, "text_encoder": ("encoder_file", "text_encoders", *encoder)},
         ("text_encoder",),
         {"network_module": "networks.lora_flux_2", "timestep_sampling": "flux2_shift", "weighting_scheme": "none"},
         ("double_blocks.", "double_stream_modulation_img."),
@@ -81,8 +81,8 @@ FAMILIES: Mapping[str, Family] = {
         "edit-2509",
         "qie",
         {
-            "vae": ("vae", "vae", "qwen_image_vae.safetensors", "Qwen-Image's autoencoder"),
-            "text_encoder": ("text_encoder", "text_encoders", "qwen_2.5_vl_7b.safetensors", "Qwen2.5-VL 7B in bf16 (16.6 GB)"),
+            "vae": ("vae_file", "vae", "qwen_image_vae.safetensors", "Qwen-Image's autoencoder"),
+            "text_encoder": ("encoder_file", "text_encoders", "qwen_2.5_vl_7b.safetensors", "Qwen2.5-VL 7B in bf16 (16.6 GB)"),
         },
         ("text_encoder",),
         {
@@ -101,9 +101,9 @@ FAMILIES: Mapping[str, Family] = {
         "",
         "fk",
         {
-            "vae": ("vae", "vae", "ae.safetensors", "FLUX.1's autoencoder as Black Forest Labs published it"),
-            "text_encoder1": ("text_encoder", "text_encoders", "t5xxl_fp16.safetensors", "T5-XXL"),
-            "text_encoder2": ("text_encoder2", "text_encoders", "clip_l.safetensors", "CLIP-L"),
+            "vae": ("vae_file", "vae", "ae.safetensors", "FLUX.1's autoencoder as Black Forest Labs published it"),
+            "text_encoder1": ("encoder_file", "text_encoders", "t5xxl_fp16.safetensors", "T5-XXL"),
+            "text_encoder2": ("encoder2_file", "text_encoders", "clip_l.safetensors", "CLIP-L"),
         },
         ("text_encoder1", "text_encoder2"),
         {"network_module": "networks.lora_flux", "timestep_sampling": "flux_shift", "weighting_scheme": "none"},
@@ -132,12 +132,10 @@ FAMILIES: Mapping[str, Family] = {
 class MusubiOptions:
     """What musubi-tuner has to know beyond the settings. Empty file names take what the model usually has."""
 
-    version: Literal["auto", "edit", "edit-2509", "edit-2511"] = field(
-        default="auto", metadata={"help": "Which Qwen-Image-Edit it is; auto reads it from the name of base_model. Other models: auto."}
-    )
-    vae: str = field(default="", metadata={"help": "Autoencoder: a file of models/vae."})
-    text_encoder: str = field(default="", metadata={"help": "Text encoder: a file of models/text_encoders, in bf16 or fp16."})
-    text_encoder2: str = field(default="", metadata={"help": "Only Kontext has a second: CLIP-L."})
+    version: _weights.QwenVersion = field(default="auto", metadata={"help": _weights.QWEN_HELP})
+    vae_file: str = field(default="", metadata={"help": "Autoencoder: a file of models/vae."})
+    encoder_file: str = field(default="", metadata={"help": "Text encoder: a file of models/text_encoders, in bf16 or fp16."})
+    encoder2_file: str = field(default="", metadata={"help": "Only Kontext has a second: CLIP-L."})
     fp8: bool = field(default=True, metadata={"help": "Hold the base model in scaled 8 bit while training: half the memory."})
     fp8_text_encoder: bool = field(default=False, metadata={"help": "Encode the texts in 8 bit: for cards below 16 GB."})
     blocks_to_swap: int = field(
@@ -281,10 +279,7 @@ def version(spec: TrainingSpec) -> str:
     options, family = MusubiOptions(**spec.options), _family(spec)  # type: ignore[arg-type]
     if spec.architecture != "qwen_image_edit":
         return family.version
-    if options.version != "auto":
-        return options.version
-    found = re.search(r"25(?:09|11)", Path(spec.base_model).name)
-    return f"edit-{found[0]}" if found else ""
+    return _weights.qwen_version(spec.base_model, options.version)
 
 
 def prompts(spec: TrainingSpec, dataset: PairedDataset) -> str:

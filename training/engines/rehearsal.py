@@ -21,15 +21,15 @@ from PIL import Image
 from ...flywheel.images import open_image, png_bytes, write_whole
 from ..errors import Stopped, TrainingFailed
 from ..job import Job
-from ..proof import ATTENTION
-from ..spec import TrainingSpec
+from ..proof import ATTENTION, modules
+from ..spec import ARCHITECTURES, TrainingSpec
 from ..trainset import read
 
 SIDE = 32  # px: the picture it learns is SIDE high and SIDE wide, its three colours side by side
 NOISE = 0.05  # of the picture each step sees, so that the loss looks like one
 TOUCH = 1e-4  # size of what the LoRA changes: it must load and be seen by nobody
 KEPT = 2  # checkpoints
-PREFIX = {"flux1": "transformer.transformer_blocks.0.attn.", "qwen_image_edit": "transformer_blocks.0.attn."}
+PREFIX = {"qwen_image_edit": "transformer_blocks.0.attn."}  # as trainers of it write; all others as diffusers does
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,7 @@ class Rehearsal:
 
     name: ClassVar[str] = "rehearsal"
     uses_gpu: ClassVar[bool] = False
-    trains: ClassVar[frozenset[tuple[str, str]]] = frozenset(
-        (kind, arch) for kind in ("character", "edit") for arch in ("flux1", "qwen_image_edit")
-    )
+    trains: ClassVar[frozenset[tuple[str, str]]] = frozenset((kind, arch) for kind in ("character", "edit") for arch in ARCHITECTURES)
     most_controls: ClassVar[int] = 3
     options: ClassVar[type] = RehearsalOptions
 
@@ -190,12 +188,12 @@ def _write_lora(path: Path, state: _State, spec: TrainingSpec) -> None:
     """What was learnt, in a corner of the first attention layers of the architecture."""
     from safetensors.numpy import save
 
-    wide = 3072
+    wide = (modules(spec.architecture)[f"transformer_blocks.0.attn.{ATTENTION[0]}"] or (0, 0))[0]
     down, up = np.zeros((spec.rank, wide), np.float32), np.zeros((wide, spec.rank), np.float32)
     down[:, : 3 * SIDE], up[:SIDE] = state.down, state.up * TOUCH
     tensors: dict[str, np.ndarray] = {}
     for layer in ATTENTION[:3]:
-        name = PREFIX[spec.architecture] + layer
+        name = PREFIX.get(spec.architecture, "transformer.transformer_blocks.0.attn.") + layer
         tensors |= {f"{name}.lora_A.weight": down.astype(np.float16), f"{name}.lora_B.weight": up.astype(np.float16)}
         tensors[f"{name}.alpha"] = np.array(spec.alpha, np.float32)
     write_whole(path, save(tensors, {"format": "pt"}))

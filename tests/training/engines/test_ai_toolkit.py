@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 KNOWN = json.loads((HERE / "ai_toolkit_0.12.26_keys.json").read_text())
 GOLDEN = HERE / "ai_toolkit_golden"
-OPTIONS = ({}, {"qtype": "uint3", "recovery_adapter": "ostris/a/b.safetensors", "offload": 0.3, "low_vram": True}, {"qtype": "none"})
+OPTIONS = ({}, {"qtype": "uint3", "offload": 0.3, "low_vram": True}, {"qtype": "none"})
 
 
 @pytest.fixture
@@ -138,6 +138,32 @@ def test_keys_and_models_that_this_one_does_not_know(checkout, job, project, tmp
         and "a sample prompt holds ${" in told
         and "holds [name]" in told
     )
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "arch", "model", "qtype"),
+    [
+        ("a_2509.safetensors", {}, "qwen_image_edit_plus", "Qwen/Qwen-Image-Edit-2509", "qfloat8"),
+        (
+            "a_2511.gguf",
+            {"qtype": "uint3"},
+            "qwen_image_edit_plus:2511",
+            "Qwen/Qwen-Image-Edit-2511",
+            "uint3|ostris/accuracy_recovery_adapters/qwen_image_edit_2511_torchao_uint3.safetensors",
+        ),
+        ("a", {"version": "edit", "qtype": "uint3", "recovery_adapter": ""}, "qwen_image_edit", "Qwen/Qwen-Image-Edit", "uint3"),
+        ("a", {"model": "me/Edit-2509", "qtype": "uint4", "recovery_adapter": "/x"}, "qwen_image_edit_plus", "me/Edit-2509", "uint4|/x"),
+    ],
+)
+def test_the_generations_of_qwen_image_edit(project, tmp_path, base, options, arch, model, qtype):
+    job = edit_job(project, "ai_toolkit", tmp_path, tmp_path, base_model=base, options=options)
+    name, problems = ai_toolkit._model(job)
+    told = ai_toolkit.config(job.spec, name, Path("/job"), Path("/data"), None)["config"]["process"][0]["model"]
+    assert problems == [] and (told["arch"], told["name_or_path"], told["qtype"]) == (arch, model, qtype)
+
+
+def test_a_generation_that_nothing_tells_is_asked_for(project, tmp_path):
+    assert "set the option version" in ai_toolkit._model(edit_job(project, "ai_toolkit", tmp_path, tmp_path, base_model="mine"))[1][0]
 
 
 @pytest.mark.parametrize("architecture", list(ai_toolkit.MODELS))
