@@ -41,7 +41,7 @@ class Engine(Protocol):
     name: ClassVar[str]
     uses_gpu: ClassVar[bool]
     trains: ClassVar[frozenset[tuple[str, str]]]  # (kind, architecture)
-    most_controls: ClassVar[int]  # pictures to start from that it takes per example; MAX_CONTROLS where it says nothing
+    most_controls: ClassVar[int]  # pictures to start from that it takes per example
     options: ClassVar[type]  # a frozen dataclass whose fields have help
 
     def check(self, job: Job) -> list[str]:
@@ -123,7 +123,7 @@ def too_many_controls(spec: TrainingSpec, count: int) -> list[str]:
 
 def _most(name: str, architecture: str) -> int:
     """Controls that both the engine and the model take."""
-    return min(getattr(engine(name), "most_controls", MAX_CONTROLS), 1 if architecture == "flux1_kontext" else MAX_CONTROLS)
+    return min(engine(name).most_controls, 1 if architecture == "flux1_kontext" else MAX_CONTROLS)
 
 
 def options(spec: TrainingSpec) -> Any:
