@@ -79,10 +79,19 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **_QUIET, **extra}
 
 
-def launch(command: Command, job: Job, *, read: Reader, done: int = 0, seen: Callable[[str], None] | None = None) -> None:
+def launch(
+    command: Command,
+    job: Job,
+    *,
+    read: Reader,
+    done: int = 0,
+    seen: Callable[[str], None] | None = None,
+    ready: Callable[[], bool] = lambda: True,
+) -> None:
     """Run a trainer to its end and turn its log into events.
 
-    `done`: steps of earlier launches, added to what it counts. `seen` gets every line, for example to notice a checkpoint.
+    `done`: steps of earlier launches, added to what it counts. `seen` gets every line, for example to notice a checkpoint. `ready` is asked, again
+    and again, once somebody wants it to stop: true when it may be ended, which gives a trainer that can the time to save.
 
     Raises:
         Stopped: someone asked for it; the whole group was ended between two steps.
@@ -98,7 +107,7 @@ def launch(command: Command, job: Job, *, read: Reader, done: int = 0, seen: Cal
     try:
         with job.log.open("a", encoding="utf-8") as log:
             for line in _lines(process, blocks, read):
-                if job.stop_wanted and (not line or _BAR.search(line)):
+                if job.stop_wanted and (not line or _BAR.search(line)) and ready():
                     raise Stopped
                 if not line:
                     continue

@@ -30,6 +30,18 @@ def tensors(path: Path) -> dict[str, dict[str, Any]]:
     return {key: entry for key, entry in header.items() if key != "__metadata__" and isinstance(entry, dict)}
 
 
+def is_whole(path: Path) -> bool:
+    """A safetensors file that is as long as its header says: one that a crash cut off is not."""
+    found = tensors(path)
+    try:
+        ends = [entry["data_offsets"][1] for entry in found.values()]
+        with path.open("rb") as file:
+            start = 8 + struct.unpack("<Q", file.read(8))[0]
+        return bool(ends) and path.stat().st_size == start + max(ends)
+    except (OSError, KeyError, IndexError, TypeError, struct.error):
+        return False
+
+
 def is_scaled(path: Path) -> bool:
     """8 bit with a scale per tensor: ComfyUI's own form, which trainers do not know."""
     return any(mark in key for key in tensors(path) for mark in _SCALED)
@@ -51,7 +63,9 @@ def model_problem(
         return f"{path.name} is a GGUF file, which {engine} cannot read: {take}"
     found = tensors(path)
     if not found:
-        return f"{path.name} is not a safetensors file, or only half of one: download it again"
+        return f"{path.name} is not a safetensors file: download it again"
+    if not is_whole(path):
+        return f"{path.name} is cut off, only part of it is here: download it again"
     named = {key.removeprefix(PREFIX) if prefix else key for key in found}
     if any(key.startswith((*ALL_IN_ONE, PREFIX)) for key in named):
         return f"{path.name} is an all-in-one checkpoint, which {engine} cannot read: {take}"

@@ -8,7 +8,10 @@ file under the same name. Source: its config/examples, its user interface and it
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
+import sqlite3
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +39,8 @@ CLASSES = {  # block of the config to the class of toolkit/config_modules.py tha
 _BAR = re.compile(r"%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?lr: [-+.\w]+ loss: ([-+.\w]+)")
 _SAVED = re.compile(r"Saved checkpoint to (.+_(\d{9})\.safetensors)")
 _SAMPLE = re.compile(r"__(\d{9})_(\d+)\.\w+$")
+_SAVED_ALL = "Saved optimizer to"
+SAVE_S = 300.0  # how long a stop waits for the checkpoint it asked for
 _SKIPPED = "OOM during training step"
 _UNREAD = re.compile(r"Error loading (?:control )?(?:image|file)")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -137,9 +142,48 @@ class AiToolkit:
         if checkpoint := _launch.newest(_numbered(job)):
             job.append("note", text=f"goes on from {checkpoint.name}")
         job.append("phase", name="loading the model, caching images and captions")
-        command = _launch.Command(_launch.interpreter(root, PYTHON), (str(root / "run.py"), str(path)), root)
-        _launch.launch(command, job, read=read, seen=lambda line: _noticed(job, line))
+        control = _Control(job.folder / "aitk.db", job)
+        control.create()
+        command = _launch.Command(_launch.interpreter(root, PYTHON), (str(root / "run.py"), str(path)), root, {"AITK_JOB_ID": job.id})
+        _launch.launch(command, job, read=read, seen=control.seen, ready=control.saved)
         return _collect(job)
+
+
+@dataclass(slots=True)
+class _Control:
+    """The small database through which ai-toolkit's own interface speaks to a training: here it asks for a checkpoint before a stop.
+
+    Source: extensions_built_in/sd_trainer/DiffusionTrainer.py, which looks into it at every step.
+    """
+
+    path: Path
+    job: Job
+    asked_at: float = 0.0
+    is_saved: bool = False
+
+    def create(self) -> None:
+        self.path.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(self.path)) as store, store:
+            store.execute(
+                "CREATE TABLE Job (id TEXT PRIMARY KEY, name TEXT, status TEXT, info TEXT, step INTEGER, total_steps INTEGER, speed_string TEXT,"
+                " stop INTEGER DEFAULT 0, return_to_queue INTEGER DEFAULT 0, save_now INTEGER DEFAULT 0, sample_now INTEGER DEFAULT 0, pid INTEGER)"
+            )
+            store.execute("INSERT INTO Job (id, name, step) VALUES (?, ?, 0)", (self.job.id, self.job.id))
+
+    def seen(self, line: str) -> None:
+        _noticed(self.job, line)
+        self.is_saved = self.is_saved or (bool(self.asked_at) and _SAVED_ALL in line)
+
+    def saved(self) -> bool:
+        """Whether the training may be ended: nothing was learnt yet, it is saved, or it does not answer."""
+        if self.job.status().step == 0 or self.is_saved:
+            return True
+        if not self.asked_at:
+            self.asked_at = time.monotonic()
+            self.job.append("phase", name="saving before the stop")
+            with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(self.path, timeout=5)) as store, store:
+                store.execute("UPDATE Job SET save_now = 1 WHERE id = ?", (self.job.id,))
+        return time.monotonic() - self.asked_at > SAVE_S
 
 
 def read(line: str) -> _launch.Progress | None:
@@ -166,6 +210,7 @@ def config(spec: TrainingSpec, model: str, folder: Path, data: Path, dataset: Pa
     process = {
         "type": "diffusion_trainer",
         "training_folder": (folder / "out").as_posix(),
+        "sqlite_db_path": (folder / "aitk.db").as_posix(),
         "network": {"type": "lora", "linear": spec.rank, "linear_alpha": spec.alpha},
         "save": {"dtype": "bf16", "save_every": spec.save_every, "max_step_saves_to_keep": 4},
         "datasets": [pictures],
@@ -326,7 +371,15 @@ def _version(root: Path) -> str:
 
 
 def _numbered(job: Job) -> list[Path]:
-    return sorted((job.folder / "out" / job.id).glob(f"{job.id}_{'[0-9]' * 9}.safetensors"))
+    """Its checkpoints that are whole. One that a kill cut off is removed, since ai-toolkit would choke on it: it takes the newest."""
+    whole: list[Path] = []
+    for path in sorted((job.folder / "out" / job.id).glob(f"{job.id}_{'[0-9]' * 9}.safetensors")):
+        if _weights.is_whole(path):
+            whole.append(path)
+        else:
+            path.unlink()
+            job.append("note", text=f"{path.name} was cut off by the end of the run and is not used")
+    return whole
 
 
 def _noticed(job: Job, line: str) -> None:

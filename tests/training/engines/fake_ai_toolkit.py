@@ -5,6 +5,7 @@
 
 import json
 import os
+import sqlite3
 import struct
 import sys
 import time
@@ -62,7 +63,12 @@ for step in range(done + 1, steps + 1):
         end("Job stopped", 0)
     bar = f"{name}:  {100 * step // steps}%|###  | {step}/{steps} [00:10<00:10,  2.40s/it, lr: 1.0e-04 loss: {1 / step:.3e}]"
     print(f"\r{bar}", end="", file=sys.stderr, flush=True)
-    if step % every == 0 and step < steps:
+    store = sqlite3.connect(process["sqlite_db_path"], timeout=30.0, isolation_level=None)
+    wanted = store.execute("SELECT save_now FROM Job WHERE id = ?", (os.environ["AITK_JOB_ID"],)).fetchone()[0] == 1
+    if wanted:
+        store.execute("UPDATE Job SET save_now = ? WHERE id = ?", ("0", os.environ["AITK_JOB_ID"]))
+    store.close()
+    if (step % every == 0 and step < steps) or wanted:
         path = out / f"{name}_{step:09}.safetensors"
         lora(path, step)
         (out / "samples").mkdir(exist_ok=True)

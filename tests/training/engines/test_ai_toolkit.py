@@ -65,18 +65,35 @@ def test_three_control_folders_and_a_lora_at_the_end(checkout, job):
 
 
 @posix
-def test_it_goes_on_by_itself_under_the_same_name(checkout, job):
+def test_a_stop_saves_first_and_it_goes_on_by_itself_under_the_same_name(checkout, job):
     (checkout / "FAKE").write_text("slow")
     run.start(job)
     until(lambda: job.status().step >= 12)
     run.stop(job)
     assert run.wait(job, 20).state == "stopped"
+    newest = ai_toolkit._numbered(job)[-1]
+    saved = int(newest.stem[-9:])
+    assert saved >= 12 and saved >= job.status().step - 2, "a stop costs next to nothing"
+    cut = newest.with_name(f"{job.id}_000000019.safetensors")
+    cut.write_bytes(newest.read_bytes()[:-100])  # killed while it wrote
     (checkout / "FAKE").write_text("ok")
     run.start(job)
     assert run.wait(job, 60).state == "done", job.status()
     last = max(number for number, event in enumerate(job.events()) if event["kind"] == "started")
-    assert next(event["step"] for event in job.events()[last:] if event["kind"] == "step") == 11
-    assert any(event.get("text") == f"goes on from {job.id}_000000010.safetensors" for event in job.events())
+    assert next(event["step"] for event in job.events()[last:] if event["kind"] == "step") == saved + 1
+    told = [event.get("text") for event in job.events()]
+    assert f"goes on from {newest.name}" in told and f"{cut.name} was cut off by the end of the run and is not used" in told
+
+
+def test_a_training_that_does_not_save_is_ended_all_the_same(job, monkeypatch):
+    control = ai_toolkit._Control(job.folder / "aitk.db", job)
+    control.create()
+    assert control.saved(), "nothing was learnt yet"
+    job.append("started", pid=1, created=0.0, steps=20)
+    job.append("step", step=3, loss=0.5)
+    assert not control.saved()
+    monkeypatch.setattr(ai_toolkit, "SAVE_S", 0.0)
+    assert control.saved()
 
 
 @posix
