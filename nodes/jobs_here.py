@@ -17,7 +17,7 @@ from ..training import card, run
 from ..training import job as jobs
 from . import host
 
-FOLDERS = ("diffusion_models", "text_encoders", "vae", "checkpoints")
+FOLDERS = ("diffusion_models", "text_encoders", "vae", "checkpoints", "diffusers")
 TAIL = 6  # lines of the log, and notes
 
 

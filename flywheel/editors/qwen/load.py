@@ -22,7 +22,15 @@ from .modulation import Tables
 from .tensors import FP8, TensorFiles
 
 Precision = Literal["as stored", "fp8", "int8", "w8a8", "nf4"]
-FULL = ("img_in", "txt_in", "proj_out", "norm_out", "time_text_embed")  # small and sensitive: never quantised
+FULL = (
+    "img_in",
+    "txt_in",
+    "x_embedder",
+    "context_embedder",
+    "proj_out",
+    "norm_out",
+    "time_text_embed",
+)  # small and sensitive: never quantised
 ENCODER_FULL = ("visual", "lm_head")
 Progress = Callable[[int, int], None]  # done, total; may raise
 _PARTS = re.compile(r"\.(?:weight|bias|scale)(?=\.|$)")
@@ -53,8 +61,33 @@ def transformer(
     }
     with init_empty_weights():
         made: Any = QwenImageTransformer2DModel.from_config(config)
-    sizes = {name: (layer.out_features, layer.in_features) for name, layer in made.named_modules() if isinstance(layer, nn.Linear)}
+    sizes = sizes_of(made)
     modulation.install(made, tables, device=device)
+    fill(made, sizes, model, precision=precision, dtype=dtype, device=device, cache=cache, progress=progress)
+    return made.requires_grad_(False).eval(), dict(sizes)
+
+
+def sizes_of(made: nn.Module) -> dict[str, tuple[int, int]]:
+    """(out, in) features of every linear layer."""
+    return {name: (layer.out_features, layer.in_features) for name, layer in made.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def fill(
+    made: Any,
+    sizes: dict[str, tuple[int, int]],
+    model: ModelFolder,
+    *,
+    precision: Precision,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    cache: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Put a model's transformer weights into an empty transformer of any family, quantised on the way or read from where they were kept.
+
+    Raises:
+        EditorUnavailable: the files are of another model, or of a format that cannot be read truthfully.
+    """
     files = TensorFiles(model.files("transformer"))
     _refuse_strangers(made, files, model)
     kept = _kept(model, "transformer", precision, cache)
@@ -66,7 +99,6 @@ def transformer(
         _stream(made, files, precision, dtype, device, progress)
         if kept:
             keep(made, kept, {"precision": precision, "model": model.key("transformer")})
-    return made.requires_grad_(False).eval(), dict(sizes)
 
 
 def text_encoder(
@@ -124,13 +156,13 @@ def processor(model: ModelFolder) -> Any:
 
 def _refuse_strangers(made: Any, files: TensorFiles, model: ModelFolder) -> None:
     wanted = {name for name, _ in made.named_parameters()}
-    stored = {name for name in files.names() if not modulation.belongs(name.rpartition(".")[0])}
+    stored = set(files.names())
     if lost := sorted(wanted - stored):
         raise EditorUnavailable(
             f"{_called(model)} lacks {len(lost)} of {len(wanted)} weights that the model's config.json asks for, for example {lost[0]}."
             " It belongs to another model, or the download is not whole."
         )
-    if odd := sorted(stored - wanted):
+    if odd := sorted(name for name in stored - wanted if not modulation.belongs(name.rpartition(".")[0])):
         raise EditorUnavailable(
             f"{_called(model)} holds weights that this model does not have, for example {odd[0]}: it belongs to another model."
         )

@@ -30,7 +30,9 @@ class PeftQloraOptions:
     )
     text_encoder: Literal["as stored", "fp8", "nf4"] = field(
         default="as stored",
-        metadata={"help": "Bits of the text encoder, which is on the card before the training only. as stored needs 16 GB for Qwen."},
+        metadata={
+            "help": "Bits of the text encoder, which is on the card before the training only. as stored needs 16 GB for Qwen. Those of FLUX.1 (10 GB) always stay as stored."
+        },
     )
     control_megapixels: float = field(
         default=0.0,
@@ -77,7 +79,9 @@ class PeftQloraOptions:
         default=8, metadata={"help": "Held-out examples the loss is measured on at each checkpoint. 0 is none.", "min": 0, "max": 64}
     )
     sample_steps: int = field(default=20, metadata={"help": "Denoising steps of samples. 0 makes none.", "min": 0, "max": 100})
-    sample_guidance: float = field(default=4.0, metadata={"help": "Guidance of samples; 1 takes half the time.", "min": 1.0, "max": 20.0})
+    sample_guidance: float = field(
+        default=4.0, metadata={"help": "Guidance of samples; for Qwen 1 takes half the time.", "min": 1.0, "max": 20.0}
+    )
     flux_guidance: float = field(
         default=1.0, metadata={"help": "FLUX.1-dev only: the guidance it is told while it learns; 1 is usual.", "min": 0.0, "max": 20.0}
     )
@@ -91,7 +95,7 @@ class PeftQlora:
 
     name: ClassVar[str] = "peft_qlora"
     uses_gpu: ClassVar[bool] = True
-    trains: ClassVar[frozenset[tuple[str, str]]] = frozenset({("edit", "qwen_image_edit")})
+    trains: ClassVar[frozenset[tuple[str, str]]] = frozenset({("edit", "qwen_image_edit"), ("character", "flux1")})
     most_controls: ClassVar[int] = MAX_CONTROLS
     options: ClassVar[type] = PeftQloraOptions
 

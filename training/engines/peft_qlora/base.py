@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ....flywheel.errors import EditorUnavailable
 from ...job import Job
 from .families import Family, device
+from .flux import Flux
 from .qwen import QwenEdit
 
 if TYPE_CHECKING:
@@ -28,4 +29,4 @@ def family_of(job: Job, options: PeftQloraOptions) -> Family:
         )
     cache = job.folder.parent.parent / "cache" / "training"
     place = device(options.device)
-    return QwenEdit(root, options, cache, place)
+    return Flux(root, options, cache, place) if spec.architecture == "flux1" else QwenEdit(root, options, cache, place)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from ....flywheel.editors.qwen.models import GIB, ModelFolder
+from ....flywheel.editors.qwen.quantised import BYTES
 from ....flywheel.errors import EditorUnavailable
 from ...trainset import Example
 from .plan import Size
@@ -81,6 +84,24 @@ def device(asked: str) -> torch.device:
 def dtype_on(place: torch.device) -> torch.dtype:
     """bf16 on cards. On the CPU fp32: it is as fast there, and exact."""
     return torch.float32 if place.type == "cpu" else torch.bfloat16
+
+
+def base_fact(
+    model: ModelFolder, precision: str, dtype: torch.dtype, place: torch.device, without: Callable[[str], bool] = lambda _: False
+) -> str:
+    """What the frozen base is and weighs. `without`: layers that are not loaded."""
+    size = sum(prod(shape) for name, (_, shape) in model.tensors("transformer").items() if not without(_owner(name)))
+    weight = size * BYTES.get(precision, torch.finfo(dtype).bits / 8) / GIB
+    blocks = model.config("transformer")["num_layers"]
+    return f"{model.root.name}: {blocks} blocks, base of {weight:.2f} GiB ({precision}) on {place.type}"
+
+
+def _owner(name: str) -> str:
+    return name.removeprefix("model.diffusion_model.").rpartition(".")[0]
+
+
+def missing_encoded() -> dict[str, torch.Tensor]:
+    raise FileNotFoundError("an encoded example was deleted from the cache while the training ran; start it again")
 
 
 def read(path: Path, size: Size) -> Image.Image:

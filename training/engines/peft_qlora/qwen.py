@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,11 @@ from PIL import Image
 
 from ....flywheel.editors.qwen import denoise, encode, latents, load, memory, modulation
 from ....flywheel.editors.qwen.cache import TensorCache
-from ....flywheel.editors.qwen.models import GIB, open_folder
-from ....flywheel.editors.qwen.quantised import BYTES
+from ....flywheel.editors.qwen.models import open_folder
 from ....flywheel.editors.qwen.tensors import TensorFiles
 from ....flywheel.images import content_key, value_key
 from .draws import shift_of
-from .families import Encoded, Say, Shown, dtype_on, read
+from .families import Encoded, Say, Shown, base_fact, dtype_on, missing_encoded, read
 from .plan import PATCH, Size
 
 if TYPE_CHECKING:
@@ -51,12 +49,7 @@ class QwenEdit:
         self.levels: dict[Size, torch.Tensor] = {}
 
     def facts(self) -> list[str]:
-        config = self.model.config("transformer")
-        size = sum(prod(shape) for name, (_, shape) in self.model.tensors("transformer").items() if not modulation.belongs(_owner(name)))
-        base = size * BYTES.get(self.options.precision, 4 if self.dtype == torch.float32 else 2) / GIB
-        return [
-            f"{self.model_name}: {config['num_layers']} blocks, {self.options.precision} base of {base:.2f} GiB without the timestep layers, on {self.device.type}"
-        ]
+        return [base_fact(self.model, self.options.precision, self.dtype, self.device, without=modulation.belongs)]
 
     def layers(self) -> Mapping[str, tuple[int, int] | None]:
         return self.model.linears()
@@ -113,10 +106,10 @@ class QwenEdit:
 
     def encoded(self, shown: Shown, prompt: str) -> Encoded:
         def tokens(path: Path, size: Size) -> torch.Tensor:
-            return latents.pack(self.pixels.get(self._pixels_key(path, size), _gone)["latents"])
+            return latents.pack(self.pixels.get(self._pixels_key(path, size), missing_encoded)["latents"])
 
         def words(text: str) -> dict[str, torch.Tensor]:
-            return dict(self.words.get(self._words_key(shown, text), _gone))
+            return dict(self.words.get(self._words_key(shown, text), missing_encoded))
 
         target, *controls = (tokens(path, size) for path, size in _pictures(shown))
         blank = words(NOTHING) if self.options.caption_dropout or self.options.sample_steps else {}
@@ -196,11 +189,3 @@ def _pictures(shown: Shown) -> list[tuple[Path, Size]]:
 
 def _shapes(shown: Shown) -> list[tuple[int, int, int]]:
     return [latents.shape_of(size) for size in shown.sizes]
-
-
-def _owner(name: str) -> str:
-    return name.removeprefix("model.diffusion_model.").rpartition(".")[0]
-
-
-def _gone() -> dict[str, torch.Tensor]:
-    raise FileNotFoundError("an encoded example was deleted from the cache while the training ran; start it again")
