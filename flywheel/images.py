@@ -32,13 +32,15 @@ _pillow_flags = threading.Lock()
 class OpenedImage:
     """An upright 8-bit sRGB image and everything that was done to get there, in words for the user.
 
-    `format`, `mode`: Pillow's names for what the file holds, whatever its suffix says.
+    `format`, `mode`: Pillow's names for what the file holds, whatever its suffix says. `width`: of the whole picture, px; more than the image
+    has where it was decoded smaller.
     """
 
     image: Image.Image
     treatments: tuple[str, ...]
     format: str
     mode: str
+    width: int
 
 
 def content_key(data: bytes | Path) -> str:
@@ -51,6 +53,21 @@ def content_key(data: bytes | Path) -> str:
     else:
         digest.update(data)
     return digest.hexdigest()[:KEY_LENGTH]
+
+
+def bytes_of(path: Path, key: str) -> bytes:
+    """The bytes of a file that have this content key. They are read once: what is measured is what has the key.
+
+    Raises:
+        ImageError: the file cannot be read, or is no longer what had the key.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path.name} cannot be read ({error.strerror or error}).") from error
+    if content_key(content) != key:
+        raise ImageError(f"{path.name} has changed on disk since it was listed; run the step before this one again.")
+    return content
 
 
 def value_key(value: Any) -> str:
@@ -106,16 +123,18 @@ def _decode(path: Path, at_least: int, content: bytes | None) -> OpenedImage:
         treatments: list[str] = []
         if getattr(opened, "n_frames", 1) > 1:
             treatments.append(f"first of {getattr(opened, 'n_frames', 1)} frames taken")
+        orientation = opened.getexif().get(EXIF_ORIENTATION, 1)
+        turned = orientation in range(2, 9)
+        width = opened.height if orientation in range(5, 9) else opened.width
         if at_least:
             opened.draft("RGB" if opened.mode != "L" else "L", (at_least, at_least))
-        turned = opened.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
         opened.load()  # rotates a TIFF, but no other format
         image: Image.Image = opened
         if turned:
             image = ImageOps.exif_transpose(opened)
             treatments.append("rotated as its EXIF says")
         image = _to_srgb(image, opened.info.get("icc_profile"), treatments)
-        return OpenedImage(_to_rgb(image, treatments).copy(), tuple(treatments), format, mode)
+        return OpenedImage(_to_rgb(image, treatments).copy(), tuple(treatments), format, mode, width)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, treatments: list[str]) -> Image.Image:

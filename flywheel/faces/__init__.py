@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -82,6 +85,19 @@ class Embedder(Protocol):
 
         Raises:
             IdentityError: the engine failed on this image.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """An embedder that decodes files itself, several at a time."""
+
+    def reading(self) -> AbstractContextManager[Callable[[str, Path], Future[tuple[Face, ...]]]]:
+        """While it lasts, begins with a file (key, path) and promises its faces, as `Embedder.faces` gives them.
+
+        The promise fails with an IdentityError where the file cannot be read, is no longer what has that key, or the engine failed. What nobody
+        has begun with is cancelled at the end.
         """
         ...
 

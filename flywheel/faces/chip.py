@@ -1,10 +1,11 @@
-"""What can be read off a face without a model: sharpness, light, a coarse turn of the head, teeth. Numpy only; finds no face."""
+"""What can be read off a face without a model: sharpness, light, a coarse turn of the head, teeth. Finds no face."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 REFERENCE_STD = 48.0  # contrast every picture is brought to first, so that a dark picture is not taken for a blurred one
 FLAT_STD = 2.0  # below it there is nothing but noise, which must not be blown up
@@ -21,6 +22,11 @@ class Light:
     luma: float
     clipped_low: float
     clipped_high: float
+
+
+def in_grey(chip: np.ndarray) -> np.ndarray:
+    """A chip (150, 150, 3) uint8 in grey."""
+    return np.asarray(Image.fromarray(chip).convert("L"))
 
 
 def light(grey: np.ndarray) -> Light:

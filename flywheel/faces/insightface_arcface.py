@@ -20,7 +20,7 @@ from PIL import Image
 from ..errors import IdentityError
 from ..images import content_key, value_key
 from . import Embedder, Face
-from .chip import LUMA, light, sharpness, shows_teeth, turn
+from .chip import in_grey, light, sharpness, shows_teeth, turn
 
 PACKS = ("auraface", "antelopev2", "buffalo_l")  # the first that is there is used
 DETECTOR, RECOGNISER = "det_*.onnx", ("glintr100.onnx", "w600k_r50.onnx")
@@ -103,7 +103,7 @@ def _face(image: Image.Image, found: Any) -> Face:
     left, top, right, bottom = (round(float(side)) for side in found.bbox)
     eye, other, nose = (np.asarray(point, dtype=np.float64) for point in found.kps[:3])  # as the viewer sees them, left first
     chip = _chip(image, eye, other)
-    grey = np.rint(chip @ LUMA).astype(np.uint8)
+    grey = in_grey(chip)
     exposed = light(grey)
     yaw = turn(np.stack([other, other, eye, eye, nose]))
     embedding = np.asarray(found.embedding, dtype=np.float32)

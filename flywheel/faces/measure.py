@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import IdentityError, ImageError
-from ..images import content_key, open_image
+from ..images import bytes_of, open_image
 from ..project import Project
 from ..store import connect
-from . import Embedder, Face
+from . import Embedder, Face, ReadsFiles
 
-THREADS = max(2, min(4, os.cpu_count() or 2))  # each has a HOG of its own, which takes 0.3 s to load; ComfyUI needs some processor too
+THREADS = max(2, min(4, os.cpu_count() or 2))  # for engines that do not read files themselves; ComfyUI needs some processor too
 KEPT_EVERY_S = 0.5  # what is measured is written down this often: one write each would wait for the disk longer than the measuring takes
 
 Report = Callable[[int, int], None]
@@ -47,25 +48,37 @@ def measure(project: Project, files: Mapping[str, Path], embedder: Embedder, *, 
     kept_at = time.monotonic()
     if report:
         report(len(files) - len(missing), len(files))
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="flenwheel-faces") as pool:
-        started = {pool.submit(_look, key, files[key], embedder): key for key in missing}
-        try:
-            for finished in as_completed(started):
+    started: dict[Future[tuple[Face, ...]], str] = {}
+    try:
+        with _reading(embedder) as begin:
+            started = {begin(key, files[key]): key for key in missing}
+            for finished in as_completed(list(started)):
                 _take(started.pop(finished), finished, fresh, problems)
                 if time.monotonic() - kept_at > KEPT_EVERY_S:
                     _keep(project, fingerprint, fresh, faces)
                     kept_at = time.monotonic()
                 if report:
                     report(len(faces) + len(fresh) + len(problems), len(files))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # waits for the few in work
-            for finished, key in started.items():
-                if not finished.cancelled() and not finished.exception():
-                    _take(key, finished, fresh, problems)
-            raise
-        finally:
-            _keep(project, fingerprint, fresh, faces)
+    finally:
+        for finished, key in started.items():  # in work when somebody stopped
+            if finished.done() and not finished.cancelled():
+                _take(key, finished, fresh, problems)
+        _keep(project, fingerprint, fresh, faces)
     return Measured(faces, problems)
+
+
+@contextmanager
+def _reading(embedder: Embedder) -> Iterator[Callable[[str, Path], Future[tuple[Face, ...]]]]:
+    """See `ReadsFiles`; threads for those that cannot."""
+    if isinstance(embedder, ReadsFiles):
+        with embedder.reading() as begin:
+            yield begin
+        return
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="flenwheel-faces") as pool:
+        try:
+            yield lambda key, path: pool.submit(_look, key, path, embedder)
+        finally:
+            pool.shutdown(cancel_futures=True)  # waits for the few in work
 
 
 def known(project: Project, keys: Iterable[str], fingerprint: str) -> dict[str, tuple[Face, ...]]:
@@ -103,26 +116,21 @@ def _box(sides: list[int]) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def _look(key: str, path: Path, embedder: Embedder) -> tuple[Face, ...] | str:
-    """Faces of a file, or why there are none to be had. The bytes are read once: what is measured is what has the key."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror or error})"
-    if content_key(content) != key:
-        return f"{path.name} has changed on disk since it was listed; run the step before this one again"
-    try:
-        return embedder.faces(open_image(path, content=content).image)
-    except (ImageError, IdentityError) as error:
-        return str(error)
+def _look(key: str, path: Path, embedder: Embedder) -> tuple[Face, ...]:
+    """Faces of a file.
+
+    Raises:
+        ImageError, IdentityError: there are none to be had.
+    """
+    return embedder.faces(open_image(path, content=bytes_of(path, key)).image)
 
 
-def _take(key: str, finished: Future[tuple[Face, ...] | str], fresh: dict[str, tuple[Face, ...]], problems: dict[str, str]) -> None:
-    seen = finished.result()
-    if isinstance(seen, str):
-        problems[key] = seen
+def _take(key: str, finished: Future[tuple[Face, ...]], fresh: dict[str, tuple[Face, ...]], problems: dict[str, str]) -> None:
+    error = finished.exception()
+    if isinstance(error, (ImageError, IdentityError)):
+        problems[key] = str(error)
     else:
-        fresh[key] = seen
+        fresh[key] = finished.result()
 
 
 def _keep(project: Project, fingerprint: str, fresh: dict[str, tuple[Face, ...]], faces: dict[str, tuple[Face, ...]]) -> None:

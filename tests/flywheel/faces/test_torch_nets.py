@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel.faces import dlib_resnet
+from comfyui_flenwheel.flywheel.faces import helpers as helping
 from comfyui_flenwheel.flywheel.images import open_image
 
 from .portraits import engine, portraits
@@ -24,8 +25,13 @@ def files():
 
 
 @pytest.fixture(scope="module")
-def theirs(files):
-    return dlib_resnet.DlibNets(pytest.importorskip("dlib"), files)
+def helpers(files):
+    return helping.Helpers(files, 1)
+
+
+@pytest.fixture(scope="module")
+def theirs(helpers):
+    return dlib_resnet.HelperNets(helpers)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +40,10 @@ def mine(files):
 
 
 @pytest.fixture(scope="module")
-def chips(theirs, files, mine):
+def chips(helpers, files, mine):
     """Faces cut out, faces mirrored, and noise."""
     found: list[np.ndarray] = []
-    measuring = dlib_resnet.DlibResnet(theirs._dlib, files, Spy(found, mine))
+    measuring = dlib_resnet.DlibResnet(files, helpers, Spy(found, mine))
     for path in portraits():
         measuring.faces(open_image(path, at_least=640).image)
     noise = np.random.default_rng(0).integers(0, 256, (2, 150, 150, 3), dtype=np.uint8)
@@ -99,13 +105,13 @@ def test_other_weights_are_refused(files, tmp_path):
         torch_nets.Detector(cut, CPU)
 
 
-def test_numbers_that_are_not_dlibs_are_not_used(theirs, files, monkeypatch):
-    assert dlib_resnet._nets(theirs._dlib, files).name.startswith("torch")
+def test_numbers_that_are_not_dlibs_are_not_used(helpers, files, monkeypatch):
+    assert dlib_resnet._nets(files, helpers).name.startswith("torch")
     monkeypatch.setattr(dlib_resnet, "PROBE", tuple(value + 0.01 for value in dlib_resnet.PROBE))
-    assert dlib_resnet._nets(theirs._dlib, files).name == "dlib"
+    assert dlib_resnet._nets(files, helpers).name == "dlib"
 
 
-def test_without_torch_dlib_measures_and_says_so_in_its_fingerprint(theirs, files, monkeypatch):
+def test_without_torch_dlib_measures_and_says_so_in_its_fingerprint(helpers, files, monkeypatch):
     real = builtins.__import__
 
     def no_torch(name, globals=None, locals=None, fromlist=(), level=0):
@@ -114,7 +120,7 @@ def test_without_torch_dlib_measures_and_says_so_in_its_fingerprint(theirs, file
         return real(name, globals, locals, fromlist, level)
 
     monkeypatch.setattr(builtins, "__import__", no_torch)
-    slow = dlib_resnet.DlibResnet(theirs._dlib, files)
+    slow = dlib_resnet.DlibResnet(files, helpers)
     assert slow.nets.name == "dlib"
     monkeypatch.undo()
     fast = engine()
