@@ -26,9 +26,10 @@ from PIL import Image, ImageEnhance, ImageOps
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - gives the pack its name
-from comfyui_flenwheel.flywheel.curate import Curated, curate, photos_in  # noqa: E402
+from comfyui_flenwheel.flywheel.curate import Curated, curate  # noqa: E402
 from comfyui_flenwheel.flywheel.faces import embedder  # noqa: E402
 from comfyui_flenwheel.flywheel.images import open_image  # noqa: E402
+from comfyui_flenwheel.flywheel.photo_shelf import photos_in  # noqa: E402
 from comfyui_flenwheel.flywheel.project import Project, open_project  # noqa: E402
 from comfyui_flenwheel.flywheel.sheets import Tile, contact_sheet  # noqa: E402
 

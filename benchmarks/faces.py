@@ -36,18 +36,19 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - gives the pack its name
-from comfyui_flenwheel.flywheel import identity  # noqa: E402
+from comfyui_flenwheel.flywheel import identity, sifting  # noqa: E402
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord  # noqa: E402
 from comfyui_flenwheel.flywheel.faces import Embedder, embedder  # noqa: E402
 from comfyui_flenwheel.flywheel.faces.dlib_resnet import HELPERS  # noqa: E402
 from comfyui_flenwheel.flywheel.faces.measure import measure  # noqa: E402
 from comfyui_flenwheel.flywheel.images import content_key  # noqa: E402
 from comfyui_flenwheel.flywheel.project import open_project  # noqa: E402
+from comfyui_flenwheel.flywheel.references import choose_references  # noqa: E402
 from comfyui_flenwheel.nodes.launch import Server  # noqa: E402
 
 from nodes import comfy  # noqa: E402 - tests/nodes
 
-WITHOUT = 6
+WITHOUT, HARD = 6, 12
 SIZE = 1024
 TIMES = 2
 SAME, UNSURE = 0.55, 0.05  # distances nearer than this to the threshold are no clear case
@@ -82,7 +83,8 @@ def prepare(folder: Path, engine: Embedder) -> None:
         if (faces and not 0.1 <= faces[0].width / SIZE <= 0.45) or (not faces and empty > WITHOUT):
             continue
         if faces and faces[0].found_by == "cnn":
-            image.save(folder / "hard" / f"{path.stem}.png")
+            if len(list((folder / "hard").iterdir())) < HARD:
+                image.save(folder / "hard" / f"{path.stem}.png")
             continue
         image.save(folder / "png" / f"{path.stem}.png")
         image.save(folder / "jpg" / f"{path.stem}.jpg", quality=92)
@@ -149,12 +151,12 @@ async def _ours(folder: Path) -> dict[str, Any]:
             memory.append(_memory())
 
         measured, wall, cpu, busy_ms = await beside(lambda: measure(project, paths, engine, report=report))
-        one = next(key for key, faces in measured.faces.items() if len(faces) == 1 and not faces[0].doubt)
-        references = identity.references(dataset.keeping({one}), engine, [dataset.keeping({one}).images[0].name])
+        one = next(key for key, faces in measured.faces.items() if len(faces) == 1 and (faces[0].found_by == "cnn" or not faces[0].doubt))
+        references = choose_references(dataset.keeping({one}), engine, [dataset.keeping({one}).images[0].name])
         scores = identity.score(dataset, references, engine)
         began = time.perf_counter()
         for threshold in np.linspace(0, 1, 100):
-            identity.split(scores, identity.floor(scores, float(threshold), best=30))
+            sifting.split(scores, sifting.floor(scores, float(threshold), best=30))
         refilter_ms = (time.perf_counter() - began) * 10
         began = time.perf_counter()
         identity.score(dataset, references, engine)

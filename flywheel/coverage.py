@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import curate, review
+from . import review, source_metadata
 from .candidates import Shelf
 from .dataset import Dataset
 from .errors import DatasetError
@@ -123,7 +123,7 @@ def best_photos(project: Project, count: int) -> tuple[str, ...]:
     Raises:
         DatasetError: no photograph is usable.
     """
-    usable = [said for said in curate.said_of_sources(project).values() if said["usable"] and not said["odd"]]
+    usable = [said for said in source_metadata.said_of_sources(project).values() if said["usable"] and not said["odd"]]
     if not usable:
         raise DatasetError("There is no usable photograph to make the missing images from. Run Curate Source first.")
 
@@ -161,7 +161,7 @@ def _as_asked(name: str, slot: Slot, seen: View) -> Said:
 
 
 def _look_at_photos(dataset: Dataset) -> tuple[Said, ...]:
-    said = curate.said_of_sources(dataset.project)
+    said = source_metadata.said_of_sources(dataset.project)
     lost = [image.name for image in dataset.images if image.key not in said]
     if lost:
         raise DatasetError("metadata.json has no entry for these photographs; run Curate Source again:", lost)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from . import captions, curate, enrich
+from . import captions, enrich, source_metadata
 from .candidates import Shelf
 from .dataset import Dataset
 from .errors import DatasetError
@@ -34,7 +34,7 @@ def rewrite(dataset: Dataset, changed: Mapping[str, str]) -> Dataset:
     if problems:
         raise DatasetError("These captions cannot be set:", problems)
     if dataset.stage_name == "source":
-        curate.set_captions(dataset.project, changed)
+        source_metadata.set_captions(dataset.project, changed)
     elif dataset.stage_name in ("enriched", "synthetic"):
         _note(Shelf(dataset.stage), {keys[name]: caption for name, caption in changed.items()})
     else:
@@ -49,7 +49,7 @@ def untouched(dataset: Dataset) -> tuple[str, ...]:
         DatasetError: metadata.json is damaged.
     """
     if dataset.stage_name == "source":
-        edited = curate.edited_captions(dataset.project)
+        edited = source_metadata.edited_captions(dataset.project)
         return tuple(image.name for image in dataset.images if image.name not in edited)
     facts = {lineage.image_key: lineage.facts for lineage in Shelf(dataset.stage).lineages.values()}
     return tuple(image.name for image in dataset.images if not facts.get(image.key, {}).get(EDITED))

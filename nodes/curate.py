@@ -12,13 +12,13 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 
-from ..flywheel import captions, coverage, curate, recaption
+from ..flywheel import captions, coverage, curate, photo_shelf, recaption, source_metadata
 from ..flywheel.dataset import Dataset
 from ..flywheel.errors import DatasetError, EditorUnavailable, FlywheelError, IdentityError
 from ..flywheel.faces import Embedder, embedder
 from ..flywheel.images import content_key, open_image, png_bytes, value_key, write_whole
 from ..flywheel.project import Project, Stage
-from ..flywheel.quality import ANGLES, EXPRESSIONS, FRAMINGS
+from ..flywheel.quality import ANGLES, EXPRESSIONS, FRAMINGS, UNKNOWN
 from ..flywheel.sheets import MapCell, Tile, contact_sheet, coverage_map, stacked
 from . import host, sockets
 
@@ -84,7 +84,7 @@ class CurateSource(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str, caption_template: str, strict: bool, keep_place: bool = False, **_: Any) -> str:
         """Changes when a photo does, or when a person edits a metadata.json."""
-        edits = host.fingerprint("source", lambda stage: curate.edits_fingerprint(stage.project))
+        edits = host.fingerprint("source", lambda stage: source_metadata.edits_fingerprint(stage.project))
         return value_key([_listing(folder), caption_template, strict, keep_place, edits])
 
     @classmethod
@@ -97,7 +97,7 @@ class CurateSource(io.ComfyNode):
         images: torch.Tensor | None = None,
         keep_place: bool = False,
     ) -> io.NodeOutput:
-        found = curate.photos_in(host.folder(folder)) if folder.strip() or images is None else curate.Folder((), ())
+        found = photo_shelf.photos_in(host.folder(folder)) if folder.strip() or images is None else photo_shelf.Folder((), ())
         files = [*found.photos, *_saved(images, project)]
         engine, without_faces = _engine()
         report = host.Reporter(cls.hidden.unique_id, "Reading photos and faces")
@@ -250,7 +250,7 @@ def _cell(cell: coverage.Cell, files: dict[str, Path]) -> MapCell:
     if not cell.pictures:
         return MapCell(0)
     framings = Counter(said.framing for said in cell.pictures)
-    words = ", ".join(f"{framings[framing]} {framing}" for framing in (*FRAMINGS, curate.UNKNOWN) if framings[framing])
+    words = ", ".join(f"{framings[framing]} {framing}" for framing in (*FRAMINGS, UNKNOWN) if framings[framing])
     return MapCell(len(cell.pictures), open_image(files[cell.pictures[0].name], at_least=320).image, words)
 
 

@@ -8,12 +8,14 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..flywheel import identity, identity_report
+from ..flywheel import identity, identity_report, sifting
 from ..flywheel.dataset import Dataset
 from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
+from ..flywheel.references import calibrate, choose_references
 from ..flywheel.sheets import Tile, contact_sheet, histogram
 from . import host, sockets
+from .spread_routes import KEEP, offer, sieve_of
 
 NOT_MEASURABLE = ("pass on", "hold back")
 ENGINE = (
@@ -21,9 +23,16 @@ ENGINE = (
     " non-commercial research only; nothing is downloaded by itself."
 )
 RULES: dict[str, identity.Rule] = {"the nearest reference": "best", "the mean of all references": "mean"}
-KEEP = ("all above the threshold", "the best of them, a number", "the best of them, a percentage")
 KINDS = ("a photographed person", "a drawn or stylised character")
 UNMEASURED = ("stop with an error", "give -1")
+
+
+def _threshold(tooltip: str) -> io.Float.Input:
+    return io.Float.Input("threshold", default=identity.THRESHOLD, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
+def _engine() -> io.Combo.Input:
+    return io.Combo.Input("engine", options=list(EMBEDDERS), default="dlib", tooltip=ENGINE)
 
 
 class IdentityReferences(io.ComfyNode):
@@ -44,7 +53,7 @@ class IdentityReferences(io.ComfyNode):
                     default="",
                     tooltip="File names of 3 to 5 clear photos, one of them a half profile, for example source_001* source_004*. Empty: chosen for you.",
                 ),
-                io.Combo.Input("engine", options=list(EMBEDDERS), default="dlib", tooltip=ENGINE),
+                _engine(),
                 io.Combo.Input(
                     "compare_with",
                     options=list(RULES),
@@ -83,8 +92,8 @@ class IdentityReferences(io.ComfyNode):
         measuring = embedder(engine)
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces").count
         named = [name for name in re.split(r"[,\s]+", names) if name]
-        faces = identity.references(dataset, measuring, named, rule=RULES[compare_with], report=report)
-        meaning = identity.calibrate(dataset, faces, measuring, report=report).words
+        faces = choose_references(dataset, measuring, named, rule=RULES[compare_with], report=report)
+        meaning = calibrate(dataset, faces, measuring, report=report).words
         text = "\n".join([f"References: {', '.join(faces.names)}", *meaning, *faces.notes])
         return io.NodeOutput(sockets.References(faces, measuring), text, ui=host.shown(text))
 
@@ -133,14 +142,7 @@ class IdentityFilter(io.ComfyNode):
             description=cls.__doc__ or "",
             inputs=[
                 sockets.SCORES.Input("scores", tooltip="From Identity Score."),
-                io.Float.Input(
-                    "threshold",
-                    default=identity.THRESHOLD,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Similarity an image needs. 0.60 keeps 99 % of true images and lets under 1 % of strangers in; 0.64 is strict.",
-                ),
+                _threshold("Similarity an image needs. 0.60 keeps 99 % of true images and lets under 1 % of strangers in; 0.64 is strict."),
                 io.Combo.Input(
                     "not_measurable",
                     options=list(NOT_MEASURABLE),
@@ -150,7 +152,7 @@ class IdentityFilter(io.ComfyNode):
                 io.Combo.Input(
                     "keep",
                     options=list(KEEP),
-                    default=KEEP[0],
+                    default=next(iter(KEEP)),
                     optional=True,
                     tooltip="A threshold alone seldom thins a set out: most images of a good editor pass. Keep only the best so many, or so many per cent"
                     " of those measured; those below the threshold stay out in any case.",
@@ -184,17 +186,15 @@ class IdentityFilter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, scores: identity.Scores, threshold: float, not_measurable: str, keep: str = KEEP[0], amount: int = 50
+        cls, scores: identity.Scores, threshold: float, not_measurable: str, keep: str = next(iter(KEEP)), amount: int = 50
     ) -> io.NodeOutput:
-        if keep == KEEP[2] and amount > 100:
-            raise IdentityError(f"{amount} per cent cannot be kept. Set amount to 100 or less, or keep a number of images instead.")
-        kept_from = identity.floor(scores, threshold, best=amount if keep == KEEP[1] else None, percent=amount if keep == KEEP[2] else None)
-        split, parts = identity.split(scores, kept_from), identity.parts(scores, threshold, kept_from)
+        sifted = sifting.sift(scores, sieve_of(threshold, keep, amount))
+        split, parts = sifted.split, sifted.parts
         passed = split.passed
         if not_measurable == NOT_MEASURABLE[0]:
             passed = scores.dataset.keeping({image.key for part in (split.passed, split.unmeasurable) for image in part.images})
-        picture = host.tensor(histogram([score.similarity for score in scores.by_key.values()], kept_from))
-        text = _report(scores, split, threshold, kept_from)
+        picture = host.tensor(histogram([score.similarity for score in scores.by_key.values()], sifted.kept_from))
+        text = _report(scores, sifted)
         return io.NodeOutput(
             passed,
             split.failed,
@@ -204,7 +204,7 @@ class IdentityFilter(io.ComfyNode):
             parts.accepted,
             parts.review,
             parts.rejected,
-            ui=host.shown(text, picture, cls),
+            ui={**host.shown(text, picture, cls), "flen_spread": [offer(scores)]},
         )
 
 
@@ -222,14 +222,7 @@ class IdentityReport(io.ComfyNode):
             inputs=[
                 sockets.SCORES.Input("scores", tooltip="From Identity Score."),
                 sockets.REFERENCES.Input("references", tooltip="The references these scores were made with."),
-                io.Float.Input(
-                    "threshold",
-                    default=identity.THRESHOLD,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Where the report draws the line between passed and failed.",
-                ),
+                _threshold("Where the report draws the line between passed and failed."),
                 io.Int.Input("faces", default=8, min=1, max=40, tooltip="How many of the least and of the most alike faces are shown."),
             ],
             outputs=[
@@ -265,21 +258,14 @@ class CompareFaces(io.ComfyNode):
                 io.Image.Input(
                     "reference", tooltip="One image of the person, or a batch of several: the nearest counts. One face in each."
                 ),
-                io.Float.Input(
-                    "threshold",
-                    default=identity.THRESHOLD,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Similarity from which two faces count as one person. 0.60 is where strangers begin.",
-                ),
+                _threshold("Similarity from which two faces count as one person. 0.60 is where strangers begin."),
                 io.Combo.Input(
                     "not_measurable",
                     options=list(UNMEASURED),
                     default=UNMEASURED[0],
                     tooltip="What to do with an image that shows no face, or one that is turned away, tiny or blurred.",
                 ),
-                io.Combo.Input("engine", options=list(EMBEDDERS), default="dlib", tooltip=ENGINE),
+                _engine(),
             ],
             outputs=[
                 io.Float.Output("similarity", is_output_list=True, tooltip="0 to 1 for each image; -1 where it cannot be measured."),
@@ -331,16 +317,14 @@ def _line(name: str, score: identity.IdentityScore) -> str:
     )
 
 
-def _report(scores: identity.Scores, split: identity.Split, threshold: float, kept_from: float) -> str:
-    thinned = f" (only the best may stay: from {kept_from:.2f})" if kept_from > threshold else ""
-    lines = [
-        f"{len(split.passed.images)} at or above {max(threshold, kept_from):.2f}{thinned}, {len(split.failed.images)} below,"
-        f" {len(split.unmeasurable.images)} not measurable, of {len(scores.dataset.images)}."
-    ]
+def _report(scores: identity.Scores, sifted: sifting.Sifted) -> str:
+    lines = [sifted.words]
     several = [image.name for image in scores.dataset.images if scores.by_key[image.key].faces > 1]
     if several:
         lines.append(f"{len(several)} with more than one face: {', '.join(several[:10])}{', …' if len(several) > 10 else ''}")
-    lines += [_line(image.name, scores.by_key[image.key]) for part in (split.failed, split.unmeasurable) for image in part.images]
+    lines += [
+        _line(image.name, scores.by_key[image.key]) for part in (sifted.split.failed, sifted.split.unmeasurable) for image in part.images
+    ]
     return "\n".join(lines)
 
 

@@ -89,7 +89,7 @@ from ..flywheel.desk import Decided, Desk
 from ..flywheel.errors import DatasetError
 from ..flywheel.ledger import PASSES, LabelEvent, Pass, Position, Step
 from ..flywheel.project import Project, Stage
-from . import desks, host, picture_routes, repair_routes
+from . import desks, host, picture_routes, repair_routes, spread_routes
 from .http import FRESH, Conflict, NotFound, guarded, json_body, problem, project_of, stage_of
 
 WEB = Path(__file__).parent.parent / "web"
@@ -118,6 +118,7 @@ def register() -> None:
     routes.post("/flenwheel/views/{project}")(guarded(_save_view))
     picture_routes.register(routes, REVIEW)
     repair_routes.register(routes, REVIEW)
+    spread_routes.register(routes)
 
 
 def review_address(stage: Stage) -> str:

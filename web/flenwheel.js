@@ -7,6 +7,7 @@
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
+import { addBox, keepOut } from "./box.js"
 
 const OURS = "FLEN_"
 const GATE = "FLEN_ReviewGate"
@@ -115,24 +116,6 @@ async function showMonitor(node, job) {
   known.host.replaceChildren(inner)
   const smoothing = node.widgets?.find(({ name }) => name === "smoothing")?.value
   known.view = new Monitor(inner, job, { compact: true, smoothing, open: () => void openJobs(job), tryIt: (name) => void tryLora(name) })
-}
-
-/** A box on a node that follows the rules both renderers have. @returns {HTMLElement} */
-function addBox(node, name, type, height) {
-  const host = document.createElement("div")
-  Object.assign(host.style, { position: "relative", width: "100%", height: "100%", minHeight: `${height}px` })
-  // Nodes 2.0 gives a row the height of its content: the content is absolute, so that a long one does not blow the node up
-  const widget = node.addDOMWidget(name, type, host, { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => height })
-  keepOut(widget)
-  // the classic renderer keeps a stale width after the side panel was open (frontend 1.47)
-  Object.defineProperty(widget, "width", { get: () => undefined, set() {}, configurable: true })
-  return host
-}
-
-/** `options.serialize` keeps a widget out of the prompt, `serialize` out of the workflow. */
-function keepOut(widget) {
-  widget.serialize = false
-  widget.options = Object.assign(widget.options ?? {}, { serialize: false })
 }
 
 /** Show a text on a node, read-only, in a widget that is made when there is something to say. */

@@ -1,11 +1,12 @@
 """What a hard set of real pictures comes to, made from the demo portraits: each trap has one stated outcome."""
 
 import pytest
-from comfyui_flenwheel.flywheel import identity
+from comfyui_flenwheel.flywheel import identity, sifting
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.errors import IdentityError
 from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes, write_whole
 from comfyui_flenwheel.flywheel.project import open_project
+from comfyui_flenwheel.flywheel.references import calibrate, choose_references
 from PIL import Image, ImageFilter, ImageOps
 
 from .faces.portraits import engine, portraits
@@ -59,7 +60,7 @@ def _with_face_of(image: Image.Image, px: int) -> Image.Image:
 
 
 def _scores(dataset: Dataset, names: list[str]) -> dict[str, identity.IdentityScore]:
-    scores = identity.score(dataset, identity.references(dataset, engine(), names), engine())
+    scores = identity.score(dataset, choose_references(dataset, engine(), names), engine())
     return {image.stem: scores.by_key[image.key] for image in dataset.images}
 
 
@@ -68,11 +69,11 @@ REFERENCES = ("obama", "obama2", "obama3")
 
 def test_a_wrong_person_among_three_references_is_pointed_at(album, people):
     dataset = album(**{name: people[name] for name in ("obama", "obama2", "biden", "obama3")})
-    references = identity.references(dataset, engine(), ["obama.png", "obama2.png", "biden.png"])
+    references = choose_references(dataset, engine(), ["obama.png", "obama2.png", "biden.png"])
     assert any(note.startswith("biden.png looks like none of the other references") for note in references.notes)
-    chosen = identity.references(dataset, engine())
+    chosen = choose_references(dataset, engine())
     assert "biden.png" not in chosen.names and any(note.startswith("biden.png does not look like the other") for note in chosen.notes)
-    meaning = identity.calibrate(dataset, chosen, engine())
+    meaning = calibrate(dataset, chosen, engine())
     assert set(meaning.own) == {f"{name}.png" for name in REFERENCES} and set(meaning.others) == {"biden.png"}
     assert min(meaning.own.values()) > identity.THRESHOLD > meaning.others["biden.png"]
 
@@ -86,7 +87,7 @@ def test_two_people_in_every_picture(album, people):
         assert scored[name].similarity > identity.MATCH, "any face may be the one"
     assert scored["alone"].similarity < identity.REVIEW
     with pytest.raises(IdentityError, match="2 faces"):
-        identity.references(dataset, engine(), ["pair_obama.png"])
+        choose_references(dataset, engine(), ["pair_obama.png"])
 
 
 def test_small_faces_are_identified_down_to_40_px_and_refused_below(album, people):
@@ -115,7 +116,7 @@ def test_a_restyled_face_is_never_called_a_match_for_a_stranger(album, people):
     assert all(score.similarity is None or score.similarity < identity.THRESHOLD for score in strangers)
     assert scored["obama2_blur"].similarity is None, "what is blurred away is not measured"
     assert scored["obama2_sketch"].similarity is None or scored["obama2_sketch"].similarity < 1
-    kept = identity.parts(identity.score(dataset, identity.references(dataset, engine(), ["obama.png", "obama3.png"]), engine()))
+    kept = sifting.parts(identity.score(dataset, choose_references(dataset, engine(), ["obama.png", "obama3.png"]), engine()))
     assert not {image.stem for image in kept.rejected.images} & {name for name, score in scored.items() if score.similarity is None}
 
 

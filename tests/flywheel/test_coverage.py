@@ -4,11 +4,12 @@ import pytest
 from comfyui_flenwheel.flywheel import review
 from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.coverage import Said, best_photos, card, card_prompts, coverage, look, prompts
-from comfyui_flenwheel.flywheel.curate import curate, photos_in
+from comfyui_flenwheel.flywheel.curate import curate
 from comfyui_flenwheel.flywheel.editors import ControlRef, EditRequest
 from comfyui_flenwheel.flywheel.enrich import plan
 from comfyui_flenwheel.flywheel.errors import DatasetError, PromptError
 from comfyui_flenwheel.flywheel.images import png_bytes
+from comfyui_flenwheel.flywheel.photo_shelf import photos_in
 from comfyui_flenwheel.flywheel.quality import ANGLES, EXPRESSIONS
 
 from .faces.painted import Painted, painted, painted_png

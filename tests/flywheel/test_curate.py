@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 from comfyui_flenwheel.flywheel import curate as curation
-from comfyui_flenwheel.flywheel import images
-from comfyui_flenwheel.flywheel.curate import CAPTION, curate, edits_fingerprint, photos_in, said_of_sources, set_captions
+from comfyui_flenwheel.flywheel import images, photo_shelf
+from comfyui_flenwheel.flywheel.curate import CAPTION, curate
 from comfyui_flenwheel.flywheel.errors import DatasetError, PromptError, StorageError
 from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes
+from comfyui_flenwheel.flywheel.photo_shelf import photos_in
 from comfyui_flenwheel.flywheel.project import open_project
+from comfyui_flenwheel.flywheel.source_metadata import edits_fingerprint, said_of_sources, set_captions
 from PIL import Image
 
 from .conftest import picture
@@ -242,7 +244,7 @@ def test_a_crash_between_the_two_files_loses_nobodys_words(project, album, monke
         raise Cancelled
 
     with monkeypatch.context() as patched:
-        patched.setattr(curation, "_write", crash)
+        patched.setattr(curation, "write_entries", crash)
         with pytest.raises(Cancelled):
             run(project, album, caption_template="{token} {noun}")
     assert text_of(project, "source_002.png").read_text() == "ohwx_char person\n", "the texts were written, metadata.json was not"
@@ -588,7 +590,7 @@ def test_a_full_disk_keeps_what_is_there(project, album, monkeypatch):
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(curation, "write_whole", full)
+    monkeypatch.setattr(photo_shelf, "write_whole", full)
     with pytest.raises(StorageError, match="full"):
         run(project, album)
     monkeypatch.undo()

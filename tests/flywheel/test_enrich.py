@@ -2,12 +2,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from comfyui_flenwheel.flywheel import enrich, identity, review
+from comfyui_flenwheel.flywheel import enrich, review
 from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.dataset import Dataset
 from comfyui_flenwheel.flywheel.editors.rehearsal import Rehearsal
 from comfyui_flenwheel.flywheel.errors import EditorError, PromptError
 from comfyui_flenwheel.flywheel.prompts import parse, presets
+from comfyui_flenwheel.flywheel.references import choose_references
 
 from .conftest import photographs
 from .stamp import Stamp
@@ -96,7 +97,7 @@ def test_drifted_images_are_tried_again_and_every_try_is_kept(project, portraits
     from comfyui_flenwheel.flywheel.faces import embedder
 
     dlib = embedder()
-    references = identity.references(portraits, dlib)
+    references = choose_references(portraits, dlib)
     one = replace(portraits, images=portraits.images[:1])
     prompts = parse("Change lighting to [daylight|sunset|studio|nighttime], keep person identical")
     editor = Rehearsal(spoil_rate=0.6)

@@ -11,6 +11,7 @@ from comfyui_flenwheel.flywheel.desk import Desk
 from comfyui_flenwheel.flywheel.errors import DatasetError, ImageError
 from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_json, write_whole
 from comfyui_flenwheel.flywheel.ledger import LabelEvent
+from comfyui_flenwheel.flywheel.references import choose_references
 from PIL import Image
 
 from .conftest import picture
@@ -30,7 +31,7 @@ def scored(project):
     pictures = [painted((105,), seed=10), painted((165,), seed=11), painted((200,), seed=12), picture(13, (512, 512))]
     candidates = adopt(project.stage("enriched"), pictures, caption="photo of ohwx_char person", prompt="a")
     embedder = Painted()
-    references = identity.references(Dataset(project, "source", tuple(photos)), embedder, ["source_*"])
+    references = choose_references(Dataset(project, "source", tuple(photos)), embedder, ["source_*"])
     identity.score(candidates, references, embedder)
     desk = Desk(candidates.stage)
     desk.refresh()

@@ -2,11 +2,12 @@ import threading
 import time
 
 import pytest
-from comfyui_flenwheel.flywheel import identity
+from comfyui_flenwheel.flywheel import identity, sifting
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.errors import IdentityError, ScoreMismatch
 from comfyui_flenwheel.flywheel.identity import IdentityScore, Scores
 from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whole
+from comfyui_flenwheel.flywheel.references import CHOSEN, calibrate, choose_references
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +84,7 @@ def test_the_largest_group_is_the_character_and_the_others_are_named(album):
     dataset = album(
         a=painted((10,), seed=1), b=painted((20,), seed=2), c=painted((30,), seed=3), x=painted((200,), seed=4), none=painted(seed=5)
     )
-    references = identity.references(dataset, Painted())
+    references = choose_references(dataset, Painted())
     assert references.names == ("a.png", "b.png", "c.png")
     notes = "\n".join(references.notes)
     assert "x.png does not look like the other photos" in notes and "1.70" in notes and "none.png: no face was found" in notes
@@ -92,16 +93,16 @@ def test_the_largest_group_is_the_character_and_the_others_are_named(album):
 def test_five_references_are_chosen_that_differ_most_whatever_the_order(album, project):
     dataset = album(**{f"p{who:02}": painted((who,), seed=who) for who in range(0, 50, 5)})
     turned = Dataset(project, "source", dataset.images[::-1])
-    chosen = identity.references(dataset, Painted())
-    assert len(chosen.names) == identity.CHOSEN and {"p00.png", "p45.png"} <= set(chosen.names)
-    again = identity.references(turned, Painted())
+    chosen = choose_references(dataset, Painted())
+    assert len(chosen.names) == CHOSEN and {"p00.png", "p45.png"} <= set(chosen.names)
+    again = choose_references(turned, Painted())
     assert set(again.names) == set(chosen.names) and again.fingerprint == chosen.fingerprint
 
 
 def test_two_equal_groups_are_not_guessed_at(album):
     dataset = album(a=painted((10,), seed=1), b=painted((12,), seed=2), x=painted((200,), seed=3), y=painted((202,), seed=4))
     with pytest.raises(IdentityError, match="not clear which") as caught:
-        identity.references(dataset, Painted())
+        choose_references(dataset, Painted())
     assert caught.value.problems == ("a.png; b.png", "x.png; y.png")
 
 
@@ -110,17 +111,17 @@ def test_named_references_are_checked_all_at_once(album):
         good=painted((10,), seed=1), none=painted(seed=2), two=painted((10,), (200,), seed=3), tiny=painted((10, 30), seed=4), bad=broken(5)
     )
     with pytest.raises(IdentityError) as caught:
-        identity.references(dataset, Painted(), ["*.png"])
+        choose_references(dataset, Painted(), ["*.png"])
     assert [problem.split(":")[0] for problem in caught.value.problems[:3]] == ["none.png", "two.png", "tiny.png"]
     assert len(caught.value.problems) == 4
     with pytest.raises(IdentityError) as caught:
-        identity.references(dataset, Painted(), ["good.png", "gone.png", "lost*"])
+        choose_references(dataset, Painted(), ["good.png", "gone.png", "lost*"])
     assert len(caught.value.problems) == 2 and "gone.png" in str(caught.value)
 
 
 def test_named_references_are_the_persons_choice_but_doubts_are_told(album):
     dataset = album(a=painted((10,), seed=1), b=painted((20, 200, 1), seed=2), x=painted((200,), seed=3), unused=painted((11,), seed=4))
-    references = identity.references(dataset, Painted(), ["A.PNG", "b*", "x.png"])
+    references = choose_references(dataset, Painted(), ["A.PNG", "b*", "x.png"])
     assert references.names == ("a.png", "b.png", "x.png")
     assert any(note.startswith("b.png is a weak reference") for note in references.notes)
     assert any(note.startswith("x.png looks like none of the other") for note in references.notes)
@@ -129,7 +130,7 @@ def test_named_references_are_the_persons_choice_but_doubts_are_told(album):
 def test_no_face_anywhere_names_every_file(album):
     dataset = album(a=painted(seed=1), b=painted((10, 200, 1), seed=2))
     with pytest.raises(IdentityError) as caught:
-        identity.references(dataset, Painted())
+        choose_references(dataset, Painted())
     assert len(caught.value.problems) == 2 and "a.png" in str(caught.value) and "b.png" in str(caught.value)
 
 
@@ -144,7 +145,7 @@ def test_every_state(album):
         blurred=painted((12, 200, 0, 1), seed=7),
         failing=broken(8),
     )
-    scores = identity.score(dataset, identity.references(dataset, Painted(), ["ref.png"]), Painted())
+    scores = identity.score(dataset, choose_references(dataset, Painted(), ["ref.png"]), Painted())
     assert states(scores) == {
         "ref": "measured",
         "same": "measured",
@@ -158,11 +159,11 @@ def test_every_state(album):
     assert by_name(scores, "same").distance == pytest.approx(0.1) and by_name(scores, "same").matched == "ref.png"
     assert by_name(scores, "other").similarity == pytest.approx(1 - 0.4 / 0.55)
     assert "turned away" in by_name(scores, "profile").note
-    parts = identity.split(scores)
+    parts = sifting.split(scores)
     assert [image.stem for image in parts.passed.images] == ["ref", "same"]
     assert [image.stem for image in parts.failed.images] == ["other"]
     assert [image.stem for image in parts.unmeasurable.images] == ["none", "profile", "tiny", "blurred", "failing"]
-    assert [image.stem for image in identity.split(scores, 0.95).passed.images] == ["ref"]
+    assert [image.stem for image in sifting.split(scores, 0.95).passed.images] == ["ref"]
 
 
 def test_the_face_that_matches_decides_and_background_heads_do_not(album):
@@ -172,7 +173,7 @@ def test_the_face_that_matches_decides_and_background_heads_do_not(album):
         behind=painted((110, 200), (12, 60), seed=3),
         hidden=painted((110, 200), (12, 150, 0, 1), seed=4),
     )
-    scores = identity.score(dataset, identity.references(dataset, Painted(), ["ref.png"]), Painted())
+    scores = identity.score(dataset, choose_references(dataset, Painted(), ["ref.png"]), Painted())
     assert by_name(scores, "beside").distance == pytest.approx(0.02) and by_name(scores, "beside").faces == 2
     assert by_name(scores, "behind").distance == pytest.approx(1.0) and by_name(scores, "behind").faces == 1
     assert by_name(scores, "hidden").state == "unverifiable"
@@ -180,9 +181,9 @@ def test_the_face_that_matches_decides_and_background_heads_do_not(album):
 
 def test_a_reference_does_not_vouch_for_itself(album):
     dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
-    scores = identity.score(dataset, identity.references(dataset, Painted()), Painted())
+    scores = identity.score(dataset, choose_references(dataset, Painted()), Painted())
     assert by_name(scores, "a").distance == pytest.approx(0.2) and by_name(scores, "a").matched == "b.png"
-    alone = identity.references(dataset, Painted(), ["a.png"])
+    alone = choose_references(dataset, Painted(), ["a.png"])
     assert by_name(identity.score(dataset, alone, Painted()), "a").similarity == 1.0
     assert any("only reference" in note for note in alone.notes)
 
@@ -190,11 +191,11 @@ def test_a_reference_does_not_vouch_for_itself(album):
 def test_scoring_again_measures_nothing(album, project):
     dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2), none=painted(seed=3))
     first = Painted()
-    scores = identity.score(dataset, identity.references(dataset, first), first)
+    scores = identity.score(dataset, choose_references(dataset, first), first)
     assert first.looks == 3
-    assert identity.score(dataset, identity.references(dataset, Forbidden()), Forbidden()) == scores
+    assert identity.score(dataset, choose_references(dataset, Forbidden()), Forbidden()) == scores
     other = Painted(version="2")
-    identity.score(dataset, identity.references(dataset, other), other)
+    identity.score(dataset, choose_references(dataset, other), other)
     assert other.looks == 3
 
 
@@ -204,7 +205,7 @@ def test_a_file_that_changed_gets_no_wrong_score(album):
     dataset.path(dataset.images[1]).write_bytes(png_bytes(painted((200,), seed=9)))
     dataset.path(dataset.images[2]).unlink()
     dataset.path(dataset.images[3]).write_bytes(whole[: len(whole) // 2])
-    references = identity.references(dataset, Painted(), ["a.png"])
+    references = choose_references(dataset, Painted(), ["a.png"])
     scores = identity.score(dataset, references, Painted())
     assert states(scores) == {"a": "measured", "b": "unreadable", "gone": "unreadable", "cut": "unreadable"}
     assert "b.png has changed on disk" in by_name(scores, "b").note
@@ -214,7 +215,7 @@ def test_a_file_that_changed_gets_no_wrong_score(album):
 
 def test_a_stop_in_the_middle_keeps_what_is_measured(album):
     dataset = album(**{f"p{who}": painted((who,), seed=who) for who in range(8)})
-    references = identity.references(dataset, Painted(), ["p0.png"])
+    references = choose_references(dataset, Painted(), ["p0.png"])
     threads, steps = set(), []
 
     def report(done: int, total: int) -> None:
@@ -234,7 +235,7 @@ def test_a_stop_in_the_middle_keeps_what_is_measured(album):
 
 def test_scores_of_two_kinds_never_meet(album):
     dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
-    references = identity.references(dataset, Painted())
+    references = choose_references(dataset, Painted())
     with pytest.raises(ScoreMismatch):
         identity.score(dataset, references, Painted(version="2"))
     scores = identity.score(dataset, references, Painted())
@@ -246,7 +247,7 @@ def test_scores_of_two_kinds_never_meet(album):
 
 def test_one_fresh_image_is_scored_from_memory_and_remembered(album, project):
     dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
-    references = identity.references(dataset, Painted())
+    references = choose_references(dataset, Painted())
     image = painted((20,), seed=7)
     key = content_key(png_bytes(image))
     embedder = Painted()
@@ -259,7 +260,7 @@ def test_one_fresh_image_is_scored_from_memory_and_remembered(album, project):
 def test_the_review_sees_the_newest_scoring(album, project):
     dataset = album(a=painted((10,), seed=1), b=painted((40,), seed=2), c=painted((60,), seed=3))
     c = dataset.images[2].key
-    near, far = (identity.references(dataset, Painted(), [name]) for name in ("b.png", "a.png"))
+    near, far = (choose_references(dataset, Painted(), [name]) for name in ("b.png", "a.png"))
     for references, distance in ((near, 0.2), (far, 0.5), (near, 0.2)):
         identity.score(dataset, references, Painted())
         assert identity.latest_scores(project, [c, "never scored"])[c].distance == pytest.approx(distance)
@@ -269,7 +270,7 @@ def test_the_review_sees_the_newest_scoring(album, project):
 def test_the_mean_of_all_references_is_another_set_with_its_own_reach(album):
     dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2), c=painted((50,), seed=3), x=painted((60,), seed=4))
     names = ["a.png", "b.png", "c.png"]
-    best, mean = (identity.references(dataset, Painted(), names, rule=rule) for rule in identity.RULES)
+    best, mean = (choose_references(dataset, Painted(), names, rule=rule) for rule in identity.RULES)
     assert best.fingerprint != mean.fingerprint
     scored = by_name(identity.score(dataset, mean, Painted()), "x")
     assert scored.distance == pytest.approx(0.3) and scored.matched == "the mean of 3"
@@ -282,16 +283,16 @@ def test_the_mean_of_all_references_is_another_set_with_its_own_reach(album):
 def test_another_engine_has_another_reach(album):
     dataset = album(a=painted((10,), seed=1), x=painted((120,), seed=2))
     wide = Painted(reach=1.1)
-    scores = identity.score(dataset, identity.references(dataset, wide, ["a.png"]), wide)
+    scores = identity.score(dataset, choose_references(dataset, wide, ["a.png"]), wide)
     assert by_name(scores, "x").similarity == pytest.approx(0.6), "0.60 is where two faces stop being one person, whoever measures"
 
 
 def test_only_the_best_stay(album):
     dataset = album(**{f"p{who:02}": painted((who,), seed=who) for who in (0, 10, 20, 30, 40, 50, 60)}, none=painted(seed=99))
-    scores = identity.score(dataset, identity.references(dataset, Painted(), ["p00.png"]), Painted())
+    scores = identity.score(dataset, choose_references(dataset, Painted(), ["p00.png"]), Painted())
 
     def kept(**how):
-        return [image.stem for image in identity.split(scores, identity.floor(scores, **how)).passed.images]
+        return [image.stem for image in sifting.split(scores, sifting.floor(scores, **how)).passed.images]
 
     assert kept() == ["p00", "p10", "p20", "p30", "p40", "p50"]
     assert kept(best=2) == ["p00", "p10"] and kept(best=100) == kept()
@@ -307,10 +308,10 @@ def test_three_ways_to_go_on(album):
         off=painted((110,), seed=4),
         none=painted(seed=5),
     )
-    scores = identity.score(dataset, identity.references(dataset, Painted(), ["ref.png"]), Painted())
+    scores = identity.score(dataset, choose_references(dataset, Painted(), ["ref.png"]), Painted())
 
     def stems(**how):
-        parts = identity.parts(scores, **how)
+        parts = sifting.parts(scores, **how)
         return [[image.stem for image in part.images] for part in (parts.accepted, parts.review, parts.rejected)]
 
     assert stems() == [["ref", "sure"], ["near", "none"], ["off"]]
@@ -321,13 +322,13 @@ def test_calibration_tells_what_the_numbers_mean(album):
     dataset = album(
         a=painted((10,), seed=1), b=painted((25,), seed=2), c=painted((30,), seed=3), x=painted((200,), seed=4), none=painted(seed=5)
     )
-    references = identity.references(dataset, Painted(), ["a.png", "b.png", "c.png"])
-    meaning = identity.calibrate(dataset, references, Painted())
+    references = choose_references(dataset, Painted(), ["a.png", "b.png", "c.png"])
+    meaning = calibrate(dataset, references, Painted())
     assert meaning.own == {name: pytest.approx(identity.similarity(d)) for name, d in (("a.png", 0.15), ("b.png", 0.05), ("c.png", 0.05))}
     assert meaning.others == {"x.png": 0.0}
     assert meaning.words[0] == "Your photos agree at 0.89 to 0.96 (a.png the least)."
     assert not any("Strangers" in line for line in meaning.words), "they were counted with dlib, not with this engine"
-    alone = identity.calibrate(dataset.keeping({dataset.images[0].key}), identity.references(dataset, Painted(), ["a.png"]), Painted())
+    alone = calibrate(dataset.keeping({dataset.images[0].key}), choose_references(dataset, Painted(), ["a.png"]), Painted())
     assert "single photo" in alone.words[0]
 
 
@@ -348,11 +349,11 @@ def test_every_picture_of_the_man_scores_above_the_other_man(project):
         write_whole(path, photo.read_bytes())
         records.append(ImageRecord(content_key(path), project.relative(path), 1, 1, ""))
     dataset = Dataset(project, "source", tuple(records))
-    references = identity.references(dataset, embedder)
+    references = choose_references(dataset, embedder)
     scores = identity.score(dataset, references, embedder)
     values = {image.stem: scores.by_key[image.key].similarity for image in dataset.images}
     other = values.pop("biden")
     assert other is not None and other < 0.45
     assert len(values) == 6 and all(value is not None and value > 0.70 for value in values.values())
-    assert [image.stem for image in identity.split(scores).failed.images] == ["biden"]
+    assert [image.stem for image in sifting.split(scores).failed.images] == ["biden"]
     assert any(note.startswith("biden.jpg does not look like the other photos") for note in references.notes)

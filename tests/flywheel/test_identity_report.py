@@ -7,6 +7,7 @@ from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.errors import ScoreMismatch
 from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whole
+from comfyui_flenwheel.flywheel.references import choose_references
 
 from .faces.painted import Painted, painted
 
@@ -33,7 +34,7 @@ def scored(project):
         facts = {"prompt": prompt, "template": prompt, "editor": {"editor": editor, "loras": ""}, "source": {"name": "source_001.png"}}
         path = shelf.add(f"{number:016x}", "made", png, size=(512, 512), facts=facts)
         images.append(ImageRecord(content_key(path), project.relative(path), 512, 512, ""))
-    chosen = identity.references(Dataset(project, "source", tuple(references)), Painted())
+    chosen = choose_references(Dataset(project, "source", tuple(references)), Painted())
     return identity.score(Dataset(project, "enriched", tuple(images)), chosen, Painted()), chosen
 
 

@@ -3,9 +3,10 @@ import json
 import pytest
 from comfyui_flenwheel.flywheel import captions, review
 from comfyui_flenwheel.flywheel.candidates import Shelf
-from comfyui_flenwheel.flywheel.curate import curate, photos_in
+from comfyui_flenwheel.flywheel.curate import curate
 from comfyui_flenwheel.flywheel.dataset import Dataset
 from comfyui_flenwheel.flywheel.errors import DatasetError, PromptError
+from comfyui_flenwheel.flywheel.photo_shelf import photos_in
 from comfyui_flenwheel.flywheel.recaption import describe, rewrite, untouched
 
 from .faces.painted import Painted, painted_png
