@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from PIL import Image
 
 from . import captions, enrich, source_metadata
-from .candidates import Shelf
-from .dataset import Dataset
+from .candidates import Shelf, record_of
+from .dataset import Dataset, ImageRecord
 from .errors import DatasetError
 from .images import open_image
+from .project import Stage
 
 Describe = Callable[[Image.Image], str]  # a captioning model: an upright RGB picture to what is in it
 Report = Callable[[int, int], None]
@@ -40,6 +42,29 @@ def rewrite(dataset: Dataset, changed: Mapping[str, str]) -> Dataset:
     else:
         raise DatasetError(f"Captions of {dataset.stage_name} images are edited in the .txt files beside them.")
     return replace(dataset, images=tuple(replace(image, caption=changed.get(image.name, image.caption)) for image in dataset.images))
+
+
+def dataset_of(stage: Stage) -> Dataset:
+    """Every image of a stage with the caption it has now.
+
+    Raises:
+        DatasetError: nothing holds captions for this stage, or metadata.json is damaged.
+    """
+    if stage.name == "source":
+        entries = source_metadata.spoken(stage, source_metadata.entries_of(stage))
+        there = (entry for entry in entries.values() if not entry.get("removed"))
+        records = tuple(_photo(stage, entry) for entry in there)
+    elif stage.name in ("enriched", "synthetic"):
+        shelf = Shelf(stage)
+        records = tuple(record_of(shelf, key) for key in sorted(shelf.files, key=lambda key: shelf.files[key].name))
+    else:
+        raise DatasetError(f"Captions of {stage.name} images are edited in the .txt files beside them.")
+    return Dataset(stage.project, stage.name, records)
+
+
+def _photo(stage: Stage, entry: Mapping[str, Any]) -> ImageRecord:
+    path = stage.project.relative(stage.folder / entry["filename"])
+    return ImageRecord(entry["key"], path, entry["width"], entry["height"], entry["caption"])
 
 
 def untouched(dataset: Dataset) -> tuple[str, ...]:

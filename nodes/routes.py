@@ -34,6 +34,7 @@ REPAIRING
                                   Files saved as data/corrections/<version>/<key or name of the image>.* are found by themselves.
 EXPORT, VIEWS
   POST R/export   {"keys": […], "format": "html"|"png", "title": ""}           → the file (for filters that only the page knows)
+  GET  /flenwheel/spread/{id}        what Identity Filter would keep, see spread_routes.py; /flenwheel/captions/… see caption_routes.py
   GET  /flenwheel/views/{project}    {"views": [{"name", "filter": {…any JSON of the page…}}]}
   POST /flenwheel/views/{project}    {"name", "filter": {…}} adds or replaces; {"name", "filter": null} deletes → the list
 
@@ -89,7 +90,7 @@ from ..flywheel.desk import Decided, Desk
 from ..flywheel.errors import DatasetError
 from ..flywheel.ledger import PASSES, LabelEvent, Pass, Position, Step
 from ..flywheel.project import Project, Stage
-from . import desks, host, picture_routes, repair_routes, spread_routes
+from . import caption_routes, desks, host, picture_routes, repair_routes, spread_routes
 from .http import FRESH, Conflict, NotFound, guarded, json_body, problem, project_of, stage_of
 
 WEB = Path(__file__).parent.parent / "web"
@@ -119,6 +120,7 @@ def register() -> None:
     picture_routes.register(routes, REVIEW)
     repair_routes.register(routes, REVIEW)
     spread_routes.register(routes)
+    caption_routes.register(routes)
 
 
 def review_address(stage: Stage) -> str:

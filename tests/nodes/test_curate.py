@@ -175,3 +175,23 @@ def test_encoders_are_shown_the_picture_as_they_take_it_or_are_refused_in_words(
     code = SEAM.format(tests=str(ROOT / "tests"), comfyui=str(comfyui), base=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], cwd=comfyui, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.strip().endswith("fine"), done.stderr[-3000:]
+
+
+def test_scripts_read_and_write_captions(server, photos):
+    outcome = comfy.run(server.address, curated("spoken", photos))
+    assert outcome.status == "success", outcome.error
+    path = "/flenwheel/captions/spoken/source/v1"
+    status, told = comfy.call(server.address, path)
+    assert status == 200 and len(told["captions"]) == 7 and sorted(told["untouched"]) == sorted(told["captions"])
+    name = min(told["captions"])
+    status, after = comfy.call(server.address, path, {"captions": {name: "photo of ohwx_char person, laughing, brown hair"}})
+    assert status == 200 and after["captions"][name].endswith("brown hair") and name not in after["untouched"]
+    folder = project_of(server, "spoken").stage("source").folder
+    assert (folder / name).with_suffix(".txt").read_text(encoding="utf-8").strip() == after["captions"][name]
+    assert {entry["filename"]: entry["caption"] for entry in described(server, "spoken")} == after["captions"], "both files agree"
+    again = comfy.call(server.address, path, {"captions": {name: "person without the token"}})[1]
+    assert any("token" in finding and "missing" in finding for finding in again["findings"])
+    for wrong in ({"captions": {name: ""}}, {"captions": {"gone.jpg": "photo of ohwx_char person"}}, {"captions": [name]}, {}):
+        assert comfy.call(server.address, path, wrong)[0] == 400
+    assert comfy.call(server.address, path)[1]["captions"] == again["captions"]
+    assert comfy.call(server.address, "/flenwheel/captions/spoken/training/v1")[0] in (400, 404)

@@ -1,6 +1,7 @@
 """The live histogram on Identity Filter, in both of ComfyUI's renderers, on a graph that was really run."""
 
 import json
+import time
 
 import pytest
 
@@ -31,7 +32,10 @@ def page(request, server, new_tab, photos):
 
 
 def says(tab, words):
-    tab.wait_for_function("([where, words]) => document.querySelector(where)?.textContent.includes(words)", arg=[SPREAD, words])
+    until = time.monotonic() + 15
+    while words not in (text := tab.evaluate("(where) => document.querySelector(where)?.textContent ?? ''", SPREAD)):
+        assert time.monotonic() < until, text
+        tab.wait_for_timeout(50)
 
 
 def test_the_figures_follow_the_widgets(page):
@@ -48,6 +52,8 @@ def test_the_figures_follow_the_widgets(page):
     says(page, "200 per cent cannot be kept")
     page.evaluate(SET, ["amount", 50])
     says(page, "4 at or above")
+    page.locator(SPREAD).screenshot(path="/tmp/h4/spread.png")
+    page.screenshot(path="/tmp/h4/page.png")
     heights = page.evaluate(
         f"() => [...document.querySelectorAll(\"{SPREAD} [role='img'] > div > div\")].map((bar) => bar.getBoundingClientRect().height)"
     )
