@@ -146,6 +146,15 @@ def test_two_halves_equal_one_whole_bit_for_bit(made, project, settings):
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_two_processes_share_a_step_as_one_would_do_it_alone(made):
+    """Over gloo on the CPU what nccl does between cards: the same losses, and the same LoRA to the last bit."""
+    alone, shared = made(gradient_accumulation=2, caption_dropout=0.3), made(gpus=2, caption_dropout=0.3)
+    first, second = worked(alone), worked(shared)
+    assert [event["pid"] for event in told(shared, "launched")] and alone.losses() == shared.losses()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(run.process_of(event) is None for event in told(shared, "launched"))
+
+
 def test_one_seed_is_one_run_and_another_seed_another(made):
     first, second, third = made(), made(save_every=2), made(seed=43)
     results = [worked(job) for job in (first, second, third)]

@@ -85,6 +85,14 @@ class PeftQloraOptions:
     flux_guidance: float = field(
         default=1.0, metadata={"help": "FLUX.1-dev only: the guidance it is told while it learns; 1 is usual.", "min": 0.0, "max": 20.0}
     )
+    gpus: int = field(
+        default=1,
+        metadata={
+            "help": "Cards of this machine to share the work. Each shows as many images per step as one alone would.",
+            "min": 1,
+            "max": 16,
+        },
+    )
     device: Literal["auto", "cuda", "cpu"] = field(
         default="auto", metadata={"help": "Where to compute. auto takes the card if there is one."}
     )
@@ -108,7 +116,7 @@ class PeftQlora:
                 from .base import family_of
 
                 problems += _unsuitable(job)
-                facts = family_of(job, options).facts()
+                facts = family_of(job, options, options.gpus - 1).facts()
             except FlywheelError as error:
                 problems.append(str(error))
         if problems:

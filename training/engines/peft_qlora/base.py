@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import PeftQloraOptions
 
 
-def family_of(job: Job, options: PeftQloraOptions) -> Family:
+def family_of(job: Job, options: PeftQloraOptions, rank: int = 0) -> Family:
     """
     Raises:
         EditorUnavailable: the model is not here, or is another one than the spec says.
@@ -28,5 +28,5 @@ def family_of(job: Job, options: PeftQloraOptions) -> Family:
             " below ComfyUI's models/diffusers."
         )
     cache = job.folder.parent.parent / "cache" / "training"
-    place = device(options.device)
+    place = device(options.device, rank)
     return Flux(root, options, cache, place) if spec.architecture == "flux1" else QwenEdit(root, options, cache, place)

@@ -44,6 +44,7 @@ class Family(Protocol):
     model_name: str
     targets: Mapping[str, str]  # name of a choice to the pattern of the layers that learn
     transformer: Any
+    device: torch.device
 
     def facts(self) -> list[str]: ...
 
@@ -74,11 +75,16 @@ class Family(Protocol):
     def sample(self, one: Encoded, shown: Shown, seed: int) -> Image.Image: ...
 
 
-def device(asked: str) -> torch.device:
+def device(asked: str, rank: int = 0) -> torch.device:
+    """Where to compute; `rank` counts the cards of a run on several."""
     name = asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise EditorUnavailable("There is no CUDA card that torch can use here. Set device = cpu, or choose an engine for this machine.")
-    return torch.device(name)
+    if name == "cpu":
+        return torch.device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if rank >= count:
+        found = f"{count} CUDA cards are" if count else "no CUDA card is"
+        raise EditorUnavailable(f"{rank + 1} CUDA cards are asked for and {found} here that torch can use. Set device = cpu, or gpus.")
+    return torch.device(name, rank)
 
 
 def dtype_on(place: torch.device) -> torch.dtype:

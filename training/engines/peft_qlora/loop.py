@@ -21,6 +21,7 @@ from ...trainset import Example, TrainingSet, read
 from . import checkpoint, draws, plan
 from .base import family_of
 from .board import Board
+from .crew import Crew, crew
 from .families import Encoded, Family, Shown
 from .network import Network
 
@@ -32,21 +33,26 @@ SAMPLES = 3  # where no prompts were given
 LATER = "Lower the learning rate, for example to half, and train again."
 
 
-def train(job: Job, options: PeftQloraOptions) -> Path:
-    """Train to the end and answer the LoRA file.
+def train(job: Job, options: PeftQloraOptions, member: Crew | None = None) -> Path:
+    """Train to the end and answer the LoRA file. `member`: which of several processes this is; without it the others are started here.
 
     Raises:
         Stopped, TrainingFailed: see `Engine.train`.
     """
-    return Training(job, options).run()
+    if member is not None:
+        return Training(job, options, member=member).run()
+    with crew(job, options.gpus) as first:
+        return Training(job, options, member=first).run()
 
 
 class Training:
     """One run of one job."""
 
-    def __init__(self, job: Job, options: PeftQloraOptions, family: Family | None = None) -> None:
+    def __init__(self, job: Job, options: PeftQloraOptions, family: Family | None = None, member: Crew | None = None) -> None:
         self.job, self.spec, self.options = job, job.spec, options
-        self.family = family or family_of(job, options)
+        self.crew = member or Crew()
+        self.family = family or family_of(job, options, self.crew.rank)
+        self.batches = self.spec.gradient_accumulation * self.crew.world  # per step
         found = read(job.dataset)
         self.shown = [self._shown(example) for example in found.examples]
         if not self.shown:
@@ -87,10 +93,12 @@ class Training:
 
     def prepare(self) -> int:
         """Encode, load, resume; the answer is the step that was reached before."""
-        every = [*self.shown, *self.validated]
-        prompts = [one.example.caption for one in every]
-        self.family.encode([*every, *(one for one, _ in self.samples)], [*prompts, *(prompt for _, prompt in self.samples)], self._say)
-        self.family.load(self._times(), [one.sizes[0] for one, _ in self.samples], self._say)
+        self.crew.join(self.family.device)
+        if self.crew.leads:
+            self._load()
+        self.crew.agreed(True, self.family.device)
+        if not self.crew.leads:  # by now everything is encoded and quantised, and is read from the disk
+            self._load()
         transformer = self.family.transformer
         self.network = Network(
             transformer,
@@ -105,14 +113,17 @@ class Training:
         self.optimizer = _optimizer(self.network.parameters, self.spec.learning_rate, self.options)
         return checkpoint.resume(self.job, self.network, self.optimizer)
 
+    def _load(self) -> None:
+        every = [*self.shown, *self.validated]
+        prompts = [one.example.caption for one in every]
+        self.family.encode([*every, *(one for one, _ in self.samples)], [*prompts, *(prompt for _, prompt in self.samples)], self._say)
+        self.family.load(self._times(), [one.sizes[0] for one, _ in self.samples], self._say)
+
     def _times(self) -> torch.Tensor:
         """Every noise level of the run: they are known beforehand."""
-        batches = range(self.spec.steps * self.spec.gradient_accumulation)
-        order, epochs = self.order, dict[int, list[tuple[int, ...]]]()
         told: list[torch.Tensor] = []
-        for number in batches:
-            epoch, place = divmod(number, order.per_epoch)
-            chosen = epochs.setdefault(epoch, order.epoch(epoch))[place]
+        for number in range(self.spec.steps * self.batches):
+            chosen = self.order.batch(number)
             told.append(draws.step_times(self.spec.seed, number, len(chosen), self.family.shift(self.shown[chosen[0]].sizes[0])))
         told += [draws.validation_times(self.family.shift(one.sizes[0])) for one in self.validated]
         return torch.unique(torch.cat(told))
@@ -120,24 +131,34 @@ class Training:
     # --- steps
 
     def run(self) -> Path:
+        try:
+            return self._run()
+        finally:
+            self.crew.leave()
+
+    def _run(self) -> Path:
         step = self.prepare()
-        board = Board(self.job.folder / "tensorboard", step)
+        board = Board(self.job.folder / "tensorboard", step) if self.crew.leads else None
         if step:
             self.job.append("note", text=f"goes on from step {step}")
         else:
             self._look(0, board)
         self.job.append("phase", name="training")
-        with contextlib.closing(board):
+        with contextlib.closing(board) if board else contextlib.nullcontext():
             while step < self.spec.steps:
-                if self.job.stop_wanted:
-                    checkpoint.save(self.job, step, self.network, self.optimizer)
+                if self.crew.agreed(self.job.stop_wanted, self.family.device):
+                    self._save(step)
                     raise Stopped
                 step += 1
                 self.step(step, board)
                 if step % self.spec.save_every == 0 or step == self.spec.steps:
-                    checkpoint.save(self.job, step, self.network, self.optimizer)
+                    self._save(step)
                     self._look(step, board)
             return self._finished()
+
+    def _save(self, step: int) -> None:
+        if self.crew.leads:
+            checkpoint.save(self.job, step, self.network, self.optimizer)
 
     def step(self, step: int, board: Board | None = None) -> float:
         """One optimizer update; the answer is its loss.
@@ -149,16 +170,17 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        total, accumulation = 0.0, self.spec.gradient_accumulation
-        for number in range((step - 1) * accumulation, step * accumulation):
-            loss = self._loss(number) / accumulation
-            if not math.isfinite(value := float(loss.detach())):
-                raise TrainingFailed("nan", f"The loss became {value} at step {step}.", LATER)
+        total = 0.0
+        for number in range((step - 1) * self.batches + self.crew.rank, step * self.batches, self.crew.world):
+            loss = self._loss(number) / self.batches
             loss.backward()
-            total += value
+            total += float(loss.detach())
+        total = self.crew.add_up(self.network.parameters, total)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters, self.options.max_grad_norm or math.inf)
-        if not math.isfinite(size := float(norm)):
-            raise TrainingFailed("nan", f"The gradients became {size} at step {step}.", LATER)
+        size = float(norm)
+        for what, value in (("loss", total), ("length of the gradients", size)):
+            if not math.isfinite(value):
+                raise TrainingFailed("nan", f"The {what} became {value} at step {step}.", LATER)
         self.optimizer.step()
         self.network.learnt()
         self.job.append("step", step=step, loss=round(total, 6), lr=rate, grad_norm=round(size, 6))
@@ -185,12 +207,15 @@ class Training:
 
     # --- looking
 
-    def _look(self, step: int, board: Board) -> None:
+    def _look(self, step: int, board: Board | None) -> None:
         """Validation loss and samples, with the average where one is kept."""
+        if not self.crew.leads:
+            return
         with self.network.averaged():
             if (loss := self.validation_loss()) is not None:
                 self.job.append("validation", step=step, loss=round(loss, 6), examples=len(self.validated))
-                board.add(step, validation_loss=loss)
+                if board:
+                    board.add(step, validation_loss=loss)
             for number, (shown, prompt) in enumerate(self.samples):
                 picture = self.family.sample(self.family.encoded(shown, prompt), shown, self.spec.seed + number)
                 name = f"samples/step-{step:08}-{number:02}.png"
@@ -229,6 +254,8 @@ class Training:
 
     def _finished(self) -> Path:
         path = self.job.folder / "result" / "peft_qlora.safetensors"
+        if not self.crew.leads:
+            return path
         with self.network.averaged():
             _write_lora(path, self.network, self._facts())
         best = min(((event["loss"], event["step"]) for event in self.job.events() if event["kind"] == "validation"), default=None)

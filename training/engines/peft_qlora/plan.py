@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from PIL import Image
 
@@ -35,6 +36,7 @@ class Order:
         epoch, place = divmod(number, self.per_epoch)
         return self.epoch(epoch)[place]
 
+    @lru_cache(maxsize=8)  # noqa: B019 - orders are few and small
     def epoch(self, epoch: int) -> list[tuple[int, ...]]:
         shuffled = random.Random(f"{self.seed} epoch {epoch}")
         batches: list[tuple[int, ...]] = []
