@@ -52,8 +52,6 @@ def test_the_figures_follow_the_widgets(page):
     says(page, "200 per cent cannot be kept")
     page.evaluate(SET, ["amount", 50])
     says(page, "4 at or above")
-    page.locator(SPREAD).screenshot(path="/tmp/h4/spread.png")
-    page.screenshot(path="/tmp/h4/page.png")
     heights = page.evaluate(
         f"() => [...document.querySelectorAll(\"{SPREAD} [role='img'] > div > div\")].map((bar) => bar.getBoundingClientRect().height)"
     )
