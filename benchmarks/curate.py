@@ -129,7 +129,7 @@ def report(count: int, curated: Curated, first: Spent, second: Spent, sheet: Spe
         f"# Curation of {count} photos with all checks\n\n"
         f"About one megapixel each, JPEG, made from the demo portraits; {psutil.cpu_count()} cores, Python {platform.python_version()},"
         f" load of the machine during the run {psutil.getloadavg()[1]:.1f}.\n\n"
-        "| work | wall s | ms per photo | processor s |\n|---|---|---|---|\n"
+        "| work | wall s | ms per photo | processor s, without the helpers |\n|---|---|---|---|\n"
     )
     for name, spent in (
         ("first run: read, copy, hash, sharpness, light, faces, angle, framing, near-duplicates, odd one out, captions", first),
