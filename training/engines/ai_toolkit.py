@@ -42,7 +42,7 @@ _SAMPLE = re.compile(r"__(\d{9})_(\d+)\.\w+$")
 _SAVED_ALL = "Saved optimizer to"
 SAVE_S = 300.0  # how long a stop waits for the checkpoint it asked for
 _SKIPPED = "OOM during training step"
-_UNREAD = re.compile(r"Error loading (?:control )?(?:image|file)")
+_UNREAD = re.compile(r"Error (?:loading|processing) (?:control )?(?:image|file)")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 QWEN: Mapping[str, tuple[str, str, str]] = {  # generation to ai-toolkit's arch, the name on the hub, what makes up for 3 bit
     "edit": ("qwen_image_edit", "Qwen/Qwen-Image-Edit", "qwen_image_edit_torchao_uint3"),

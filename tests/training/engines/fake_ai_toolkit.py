@@ -46,7 +46,7 @@ print(
     f"# Running job: {name}\nLoading Qwen Image model\nQuantizing transformer\nDataset: {process['datasets'][0]['folder_path']}", flush=True
 )
 if plan == "unread":
-    print("Error loading control image: /data/control_1/p0001.png", flush=True)
+    print("Error processing image: /data/target/p0001.png", flush=True)
 saved = sorted(out.glob(f"{name}_*.safetensors"))
 done = int(saved[-1].stem[-9:]) if saved else 0
 if done:

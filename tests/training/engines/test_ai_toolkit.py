@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,33 @@ def test_every_key_is_asked_for_by_the_real_source():
         for options in OPTIONS:
             spec = spec_of(architecture, engine="ai_toolkit", kind="character" if architecture == "flux1" else "edit", options=options)
             assert ai_toolkit.block_problems(ai_toolkit.config(spec, "m", Path("/job"), Path("/data"), None), Path(root)) == []
+
+
+def test_its_reader_and_loader_see_every_setting_picture_and_control(project, tmp_path):
+    root = os.environ.get("AITK_ROOT")
+    if not root or not any((Path(root) / name).is_dir() for name in ("venv", ".venv")):
+        pytest.skip("AITK_ROOT names no checkout of ai-toolkit with a Python of its own; golden files were used instead")
+    job = edit_job(project, "ai_toolkit", tmp_path, tmp_path, controls=3, sample_prompts=("make it night",), options={"qtype": "uint3"})
+    folder, dataset = _dataset.lay_out(job, ai_toolkit.LAYOUT)
+    path = job.folder / f"{job.id}.json"
+    path.write_text(json.dumps(ai_toolkit.config(job.spec, "m", job.folder, folder, dataset)))
+    python = _launch.interpreter(Path(root), ai_toolkit.PYTHON)
+    words = [python, HERE / "in_ai_toolkit.py", path]
+    done = subprocess.run(words, cwd=root, env=_launch.environment({}), capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.rpartition("READ")[2])
+    assert len(told["items"]) == 4 and {item["caption"].strip() for item in told["items"]} == {"make it night, keep the person identical"}
+    for item in told["items"]:
+        name = Path(item["path"]).name
+        assert item["controls"] == [str(folder / f"control_{slot}" / name) for slot in (1, 2, 3)]
+    settings = told["settings"]
+    assert (settings["lr"], settings["steps"], settings["rank"], settings["every"]) == (1e-4, 20, 4, 5)
+    assert (
+        settings["scheduler"] == "flowmatch"
+        and settings["arch"] == "qwen_image_edit_plus"
+        and settings["controls"][0].endswith("p0001.png")
+    )
+    assert settings["qtype"].startswith("uint3")
 
 
 def test_the_kept_keys_cover_what_is_written():
