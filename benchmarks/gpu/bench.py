@@ -109,7 +109,7 @@ def _grow(folder: Path) -> None:
     with init_empty_weights():
         transformer: Any = diffusers.QwenImageTransformer2DModel()
         config = json.loads((folder / "text_encoder" / "config.json").read_text())
-        config["text_config"] |= FULL_TEXT
+        config["text_config"] = {name: value for name, value in config["text_config"].items() if name != "layer_types"} | FULL_TEXT
         config["vision_config"] |= FULL_VISION
         text: Any = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
     for part, made, name in (("transformer", transformer, "diffusion_pytorch_model"), ("text_encoder", text, "model")):
