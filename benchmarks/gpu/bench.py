@@ -146,7 +146,7 @@ def randomise(root: Any) -> None:
             module.get_buffer("scale").fill_(0.02 / (0.25 if module.kind == "fp8" else 127))
         elif type(module).__name__ == "Linear4bit":
             _fill(module.weight.data, "4 bits")
-        elif getattr(module, "weight", None) is not None and module.weight.ndim > 1:
+        elif getattr(module, "weight", None) is not None and module.weight.ndim > 1 and module.weight.is_floating_point():
             _fill(module.weight.data, "fp8" if module.weight.dtype == torch.float8_e4m3fn else "normal")
     for name, buffer in root.named_buffers():
         if name.endswith("table"):

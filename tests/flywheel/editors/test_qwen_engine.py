@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ torch = pytest.importorskip("torch")
 from comfyui_flenwheel.flywheel import lora  # noqa: E402
 from comfyui_flenwheel.flywheel.candidates import Shelf  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, Foresighted, Rendered  # noqa: E402
-from comfyui_flenwheel.flywheel.editors.qwen import load, memory, pulse, quantised  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen import latents, load, memory, pulse, quantised  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.jobs import passes  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers  # noqa: E402
@@ -398,6 +399,26 @@ def test_a_lora_that_blows_up_is_an_error_not_a_picture(tiny, editor, photo, tmp
     with loud.session() as edit:
         outcomes = dict(edit.many([asked(photo, TURN), asked(photo)], silent))
     assert "not numbers" in str(outcomes[asked(photo, TURN)]) and isinstance(outcomes[asked(photo)], Rendered)
+
+
+def test_a_black_picture_is_an_error_with_its_causes_and_the_batch_goes_on(editor, photo, monkeypatch):
+    decode, black = latents.decode, [True]
+    monkeypatch.setattr(latents, "decode", lambda vae, frame: decode(vae, frame) * (0 if black and black.pop() else 1))
+    with editor.session() as edit:
+        outcomes = [outcome for _, outcome in edit.many([asked(photo), asked(photo, seed=2)], silent)]
+    assert "came out black" in str(outcomes[0]) and "SageAttention" in str(outcomes[0])
+    assert isinstance(outcomes[1], Rendered)
+
+
+def test_the_log_tells_the_plan_before_and_the_truth_after(editor, photo, caplog):
+    with caplog.at_level(logging.INFO, "flenwheel"), editor.session() as edit:
+        list(edit.many([asked(photo, seed=seed) for seed in range(3)], silent))
+    plan, probe, truth = (record.getMessage() for record in caplog.records)
+    assert plan.startswith(
+        "Qwen-Image-Edit tiny on cpu: everything stays on the card. Transformer 0.00 GiB (as stored) + modulation tables"
+    )
+    assert "peak about" in plan and re.search(r"[\d.]+ s per image \(the first two\)", probe)
+    assert re.search(r"3 images in [\d.]+ s, [\d.]+ s each; 0 LoRA switches; memory at most [\d.]+ GiB \(expected [\d.]+\)", truth)
 
 
 def test_a_lora_of_another_model_stops_everything_before_it_is_loaded(editor, photo, tmp_path):
