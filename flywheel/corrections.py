@@ -1,7 +1,7 @@
 """Corrected images: data/corrections/<version>/, each bound to the candidate it corrects by its lineage. Whether they are good is for the review.
 
-They come from three sides: an editor that carries out a repair order, an upload, or a file that a person saved there under the key or the name
-of the candidate. The edit wheel learns from these pairs.
+They come from four sides: an editor that carries out a repair order, an upload, a file that a person saved there under the key or the name of
+the candidate, or a working copy in editing/ that was lent to another program and saved there. The edit wheel learns from these pairs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .candidates import Lineage, Shelf
+from . import ledger
+from .candidates import TRIES, Lineage, Shelf, known_key
 from .errors import DatasetError, ImageError
 from .images import SUFFIXES, content_key, open_image, write_whole
 from .project import Stage, StageName
@@ -22,6 +23,7 @@ log = logging.getLogger("flenwheel")
 
 CORRECTED: tuple[StageName, ...] = ("enriched", "synthetic")  # where the originals may lie
 SUFFIX_OF = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif", "AVIF": ".avif", "HEIF": ".heic"}
+EDITING = "editing"  # working copies lie here, below the corrections folder
 _ADDED = re.compile(r"^[\s_.()-]+")  # what may follow the candidate's name, as in "anna-forest (2)" or "anna-forest_fixed"
 
 
@@ -95,17 +97,42 @@ def take_upload(stage: Stage, key: str, content: bytes, *, reviewer: str = "") -
     return shelf.bind(path, size=opened.image.size, facts=facts), path
 
 
+def lend(stage: Stage, key: str) -> Path:
+    """A working copy of the candidate `key` for another program; what is saved there is picked up. One that was lent before is not written over.
+
+    Raises:
+        DatasetError: there is no such candidate, or its file is gone.
+    """
+    original = original_of(stage, key)
+    lent = _working_copy(stage, original)
+    if lent is not None:
+        return lent
+    file = Shelf(original.stage).files.get(original.lineage.request_key)
+    if file is None:
+        raise DatasetError(f"The file of {original.name or key} is gone: there is nothing to edit.")
+    path = stage.folder / EDITING / file.name
+    write_whole(path, file.read_bytes())
+    return path
+
+
+def working_copies(stage: Stage) -> list[Path]:
+    """Images in editing/, by name."""
+    folder = stage.folder / EDITING
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+
+
 def pick_up(stage: Stage) -> list[str]:
-    """Bind the files that a person saved into the folder; answers, in words, which ones could not be.
+    """Bind the files that a person saved into the folder or into editing/; answers, in words, which ones could not be.
 
     A file that is still being written cannot be decoded yet: it is looked at again the next time. One that was saved again is another image.
     """
     shelf = Shelf(stage)
-    strangers = shelf.strangers()
-    if not strangers:
+    strangers, lent = shelf.strangers(), working_copies(stage)
+    if not strangers and not lent:
         return []
     known = originals(stage)
-    problems: list[str] = []
+    problems = _take_back(shelf, lent, known)
     for path in strangers:
         original = _meant(path.stem, known)
         if original is None:
@@ -121,6 +148,45 @@ def pick_up(stage: Stage) -> list[str]:
     for problem in problems:
         log.warning("%s", problem)
     return problems
+
+
+def _take_back(shelf: Shelf, lent: Iterable[Path], known: Iterable[Original]) -> list[str]:
+    """Keep what was saved in working copies, each as an image of its own; answers, in words, what could not be. The working copy stays where
+    it is; what came of it earlier and nobody has decided on is a try that lost."""
+    problems: list[str] = []
+    for path in lent:
+        original = _meant(path.stem, known)
+        try:
+            own = known_key(path)
+            if original is None or own == original.lineage.image_key or own in shelf.lineages:
+                continue
+            content = path.read_bytes()
+            size = open_image(path, content=content).image.size
+        except FileNotFoundError:  # some programs replace the file when they save
+            continue
+        except ImageError as error:
+            problems.append(str(error))
+            continue
+        _retire(shelf, path.name)
+        target = shelf.stage.folder / f"{path.stem}-{content_key(content)}{path.suffix.lower()}"
+        write_whole(target, content)
+        facts = corrected_facts(
+            original, prompt=original.lineage.facts["prompt"], seed=None, editor={"editor": "by hand"}, working_copy=path.name
+        )
+        shelf.bind(target, size=size, facts=facts)
+    return problems
+
+
+def _retire(shelf: Shelf, working_copy: str) -> None:
+    decided = ledger.labels(shelf.stage.project)
+    for request_key in list(shelf.files):
+        made = shelf.lineages[request_key]
+        if made.facts.get("working_copy") == working_copy and made.image_key not in decided:
+            shelf.move(request_key, TRIES)
+
+
+def _working_copy(stage: Stage, original: Original) -> Path | None:
+    return next((path for path in working_copies(stage) if _meant(path.stem, [original]) is not None), None)
 
 
 def unbound(stage: Stage) -> list[str]:

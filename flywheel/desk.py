@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from . import ledger, review
+from . import corrections, ledger, review
 from .candidates import FOLDERS, Shelf
 from .errors import DatasetError, StorageError
 from .ledger import LABELS, LabelEvent, Pass, Position, Standing, Step
@@ -55,7 +55,8 @@ class Desk:
         self.standing: Standing = {}
         self.by_image: dict[str, str] = {}  # image key to request key, in the order of the review
         self.position = Position()
-        self._stamps: tuple[int, ...] = ()
+        self.turns = 0  # grows when files came, went or were moved by others
+        self._stamps: tuple[object, ...] = ()
         self._walks = 0
         self._counted: tuple[object, dict[Pass, dict[str, int]]] = None, {}
         self._guard = threading.RLock()
@@ -206,11 +207,12 @@ class Desk:
             self.standing, self.position = ledger.catch_up(self.stage.project, self.standing, self.position)
 
     def _walk(self) -> None:
-        before = self._read_stamps()
+        before, known = self._read_stamps(), (list(self.by_image), dict(self.shelf.files) if self._walks else {})
         self.shelf = review.settle(self.stage)
         self.by_image = {self.shelf.lineages[key].image_key: key for key in review.keys_under_review(self.shelf)}
         self.standing, self.position = ledger.catch_up(self.stage.project, self.standing, self.position)
         self._walks += 1
+        self.turns += known != (list(self.by_image), self.shelf.files)
         self._stamps = before if before == self._read_stamps() else ()  # where something moved meanwhile, look again next time
 
     def _follow(self, keys: Iterable[str]) -> None:
@@ -236,10 +238,11 @@ class Desk:
         if places:
             self._stamps = self._read_stamps()
 
-    def _read_stamps(self) -> tuple[int, ...]:
-        """When each folder was last changed: files that came, went or were renamed change it."""
+    def _read_stamps(self) -> tuple[object, ...]:
+        """When each folder was last changed, as it is by files that came, went or were renamed; and each working copy, which is saved in place."""
         folders = [self.stage.folder / name for name in FOLDERS]
-        return tuple(_changed_at(folder) for folder in (*folders, self.stage.lineage))
+        lent = corrections.working_copies(self.stage) if self.stage.name == "corrections" else []
+        return *(_changed_at(folder) for folder in (*folders, self.stage.lineage)), *((path.name, _changed_at(path)) for path in lent)
 
 
 def _reversed(key: str) -> str:

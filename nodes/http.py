@@ -42,7 +42,7 @@ def guarded(handler: Handler) -> Handler:
     async def guarded_handler(request: web.Request) -> web.StreamResponse:
         if not _is_local_name(request.host):
             return problem(403, f"{request.host!r} is not a name of this machine. Use its IP address or localhost.")
-        if _token and not _is_this_machine(request) and not _has_token(request):
+        if _token and not is_this_machine(request) and not _has_token(request):
             return problem(401, "This review asks for a token: add ?token=… to the address, as ComfyUI's log shows it.")
         if request.method == "POST" and request.content_type != "application/json":
             return problem(415, "Send application/json.")  # forces browsers to ask first when another site posts
@@ -142,7 +142,7 @@ def _chosen_token() -> str:
     return token
 
 
-def _is_this_machine(request: web.Request) -> bool:
+def is_this_machine(request: web.Request) -> bool:
     """Whether the sender sits at this machine. A proxy on this machine speaks for others, and says so."""
     if "X-Forwarded-For" in request.headers or "Forwarded" in request.headers:
         return False

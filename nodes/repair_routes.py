@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from ..flywheel.errors import DatasetError
 from ..flywheel.project import Stage
 from ..flywheel.repair import RepairOrder, Start
 from . import desks, host
-from .http import FRESH, IMMUTABLE, Conflict, NotFound, bytes_body, guarded, json_body, stage_of
+from .http import FRESH, IMMUTABLE, Conflict, NotFound, bytes_body, guarded, is_this_machine, json_body, problem, stage_of
 
 MAX_UPLOAD, MAX_MASK, MAX_COUNT, MAX_NAME = 64 << 20, 16 << 20, 8, 100
 
@@ -26,6 +27,7 @@ def register(routes: web.RouteTableDef, base: str) -> None:
     routes.put(base + "/mask/{key}")(guarded(_keep_mask))
     routes.get(base + "/mask/{key}/{mask}")(guarded(_mask))
     routes.put(base + "/corrected/{key}")(guarded(_corrected))
+    routes.post(base + "/editing/{key}")(guarded(_lend))
 
 
 async def _orders(request: web.Request) -> web.Response:
@@ -127,6 +129,20 @@ async def _corrected(request: web.Request) -> web.Response:
     state = {"revision": str(desk.position), "counts": desk.counts(), "undecided_total": desks.undecided_total()}
     host.broadcast("flenwheel.review", {**where, **state, "pass": "first", "changed": []})
     return web.json_response({"corrected": kept}, headers=FRESH)
+
+
+async def _lend(request: web.Request) -> web.Response:
+    """Only a person at this machine can open the file, and only to them is its path told."""
+    stage, key = stage_of(request), request.match_info["key"]
+    if not is_this_machine(request):
+        return problem(403, "The file lies on the machine that runs ComfyUI: from here, take the file and drop the corrected one.")
+
+    def lend() -> Path:
+        _under_review(stage, key)
+        return corrections.lend(stage.project.stage("corrections"), key)
+
+    path = await asyncio.to_thread(lend)
+    return web.json_response({"name": path.name, "path": str(path)}, headers=FRESH)
 
 
 def _under_review(stage: Stage, key: str) -> None:

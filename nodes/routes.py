@@ -7,6 +7,7 @@ READING
   GET  /flenwheel/review          the page; /flenwheel/review/files/{name} its modules
   GET  R?pass=first&reviewer=Ada  the review as one pass sees it, see STATE. &blind=1 hides what could sway. &since=REVISION: only items changed since.
   GET  R/evidence/{key}           all that is known of one image, see EVIDENCE; made on demand, so the list stays light
+  GET  R/pulse                    {"revision", "disk"}: cheap, to ask now and then; `disk` changes when files came, went or were moved by others
   GET  R/history/{key}            {"events": [{"id", "label", "reasons", "note", "answers", "pass", "batch", "at", "reviewer", "origin", "undone"}]}
   GET  R/agreement?reviewer=Ada   how often the repeat (or strict) pass said what the first had said, see AGREEMENT
   GET  R/coverage                 {"angle": [{"value", "sources", "good", "picked"}], "expression": […], "missing": ["angle left profile", …], "picked": n}
@@ -32,13 +33,14 @@ REPAIRING
   PUT  R/mask/{key}               a PNG of the image's size, white where it shall be repainted → {"mask": mask id}; GET R/mask/{key}/{mask id}
   PUT  R/corrected/{key}?reviewer=Ada   an image file corrected by hand (at most 64 MB) → {"corrected": {"stage": "corrections", "key", "name"}}
                                   Files saved as data/corrections/<version>/<key or name of the image>.* are found by themselves.
+  POST R/editing/{key}   {}       a working copy for another program → {"name", "path"}; what is saved there is found by itself. 403 from elsewhere.
 EXPORT, VIEWS
   POST R/export   {"keys": […], "format": "html"|"png", "title": ""}           → the file (for filters that only the page knows)
   GET  /flenwheel/spread/{id}        what Identity Filter would keep, see spread_routes.py; /flenwheel/captions/… see caption_routes.py
   GET  /flenwheel/views/{project}    {"views": [{"name", "filter": {…any JSON of the page…}}]}
   POST /flenwheel/views/{project}    {"name", "filter": {…}} adds or replaces; {"name", "filter": null} deletes → the list
 
-STATE     {"project": {"folder", "name", "instance_token"}, "stage", "version", "revision", "pass", "blind", "reasons", "questions",
+STATE     {"project": {"folder", "name", "instance_token"}, "stage", "version", "revision", "disk", "pass", "blind", "reasons", "questions",
            "counts": {"total", "undecided", "good", "needs_correction", "reject"} of this pass, "passes": {"first": counts, "strict": counts, "repeat": counts},
            "undecided_total": of all projects, "undo": STEP|null, "redo": STEP|null (of ?reviewer), "session": {"key", "place", "at", "filter"}|null,
            "missing": [{"key", "name", "why"}], "partial": true with ?since, "items": [ITEM]}
@@ -73,6 +75,7 @@ No route names a path or starts a process. Work on files runs in threads, so tha
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import uuid
 from collections.abc import Iterable
@@ -106,6 +109,7 @@ def register() -> None:
     routes.get("/flenwheel/review")(guarded(_page))
     routes.get("/flenwheel/review/files/{name}")(guarded(_page_file))
     routes.get(REVIEW)(guarded(_items))
+    routes.get(REVIEW + "/pulse")(guarded(_pulse))
     routes.get(REVIEW + "/evidence/{key}")(guarded(_evidence))
     routes.get(REVIEW + "/history/{key}")(guarded(_history))
     routes.get(REVIEW + "/agreement")(guarded(_agreement))
@@ -176,8 +180,8 @@ async def _items(request: web.Request) -> web.Response:
     stage, during, query = stage_of(request), _pass(request.query.get("pass")), request.query
     blind = query.get("blind", "") not in ("", "0") or during == "repeat"
     since = _position(query.get("since"))
-    text = await asyncio.to_thread(_described, stage, during, query.get("reviewer", ""), blind=blind, since=since)
-    return web.json_response(text, headers=FRESH)
+    text = await asyncio.to_thread(lambda: json.dumps(_described(stage, during, query.get("reviewer", ""), blind=blind, since=since)))
+    return web.Response(text=text, content_type="application/json", headers=FRESH)
 
 
 def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since: Position | None) -> dict[str, Any]:
@@ -186,9 +190,7 @@ def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since:
         desk.refresh()
     else:
         desk.catch_up()
-    corrected = stage.project.stage("corrections")
-    if stage.name != corrected.name and corrected.folder.is_dir():
-        desks.desk_of(corrected).refresh()  # takes in what was corrected by hand
+    disk = _disk(desk)
     keys = None if since is None else ledger.touched_since(stage.project, since)
     orders = repair.orders(stage.project)
     waiting = [order.key for order in orders if order.state == "waiting"]
@@ -198,6 +200,7 @@ def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since:
         "version": stage.project.version,
         "project": {"folder": stage.project.folder_name, "name": stage.project.name, "instance_token": stage.project.instance_token},
         "pass": during,
+        "disk": disk,
         "blind": blind,
         "reasons": ledger.REASONS,
         "questions": ledger.QUESTIONS,
@@ -206,6 +209,27 @@ def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since:
         **({"partial": True} if since else {}),
         "items": evidence.described(desk, during, blind=blind, keys=keys, repairs={key: waiting.count(key) for key in waiting}),
     }
+
+
+async def _pulse(request: web.Request) -> web.Response:
+    stage = stage_of(request)
+
+    def felt() -> dict[str, str]:
+        desk = desks.desk_of(stage)
+        desk.catch_up()
+        return {"disk": _disk(desk), "revision": str(desk.position)}
+
+    return web.json_response(await asyncio.to_thread(felt), headers=FRESH)
+
+
+def _disk(desk: Desk) -> str:
+    """Changes when files of this stage, or corrections of its images, came, went or were moved by others. The desk must be up to date."""
+    corrected = desk.stage.project.stage("corrections")
+    if desk.stage.name == corrected.name or not corrected.folder.is_dir():
+        return str(desk.turns)
+    beside = desks.desk_of(corrected)
+    beside.catch_up()  # takes in what was corrected by hand
+    return f"{desk.turns}.{beside.turns}"
 
 
 def _answer(desk: Desk, during: Pass, reviewer: str) -> dict[str, Any]:

@@ -176,6 +176,31 @@ def test_files_dropped_by_hand_are_found_by_key_and_by_name(made):
     assert len(corrected(made.project)) == 3 and len(Shelf(desk.stage).lineages) == 4
 
 
+def test_a_working_copy_comes_back_each_time_it_is_saved(made):
+    image = made.images[0]
+    desk = Desk(made.project.stage("corrections"))
+    path = corrections.lend(desk.stage, image.key)
+    desk.catch_up()
+    assert path.read_bytes() == made.path(image).read_bytes() and desk.undecided == 0  # not changed yet
+    before = desk.turns
+    path.write_bytes(png_bytes(picture(910))[:200])  # being saved
+    desk.catch_up()
+    assert desk.undecided == 0
+    path.write_bytes(png_bytes(picture(910)))
+    desk.catch_up()
+    (first,) = desk.by_image
+    assert desk.turns > before and corrected(made.project)[0].facts["corrects"]["key"] == image.key
+    path.write_bytes(png_bytes(picture(911)))  # saved again, nobody has decided yet: it takes the place of the first
+    desk.catch_up()
+    (second,) = desk.by_image
+    assert second != first and desk.undecided == 1
+    desk.decide([LabelEvent(second, "good", reviewer="Ada")])
+    path.write_bytes(png_bytes(picture(912)))
+    desk.catch_up()
+    assert len(desk.by_image) == 2 and desk.counts()["good"] == 1
+    assert corrections.lend(desk.stage, image.key) == path and path.read_bytes() == png_bytes(picture(912))  # not written over
+
+
 def test_a_correction_is_judged_in_its_own_review_and_shown_with_the_original(made):
     image = made.images[0]
     corrections.take_upload(made.project.stage("corrections"), image.key, png_bytes(picture(900)))

@@ -211,6 +211,52 @@ def test_continue_queues_the_graph_from_the_gate(server, candidates):
     assert "1 of 1 images are undecided" in comfy.run(server.address, prompt).error
 
 
+def test_the_strict_pass_fills_the_pristine_set_of_the_graph(server, candidates):
+    name = candidates.project.name
+    prompt = {
+        "1": {"class_type": "FLEN_Project", "inputs": {"name": name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1}, "_meta": {"title": "P"}},
+        "2": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 77}, "_meta": {"title": "E"}},
+        "3": {"class_type": "FLEN_ImagesToDataset", "inputs": {"project": ["1", 0], "images": ["2", 0], "stage": "synthetic", "caption": "", "prompt": ""}, "_meta": {"title": "I"}},
+        "4": {"class_type": "FLEN_ReviewGate", "inputs": {"candidates": ["3", 0], "when_pending": "stop"}, "_meta": {"title": "G"}},
+        "5": {"class_type": "FLEN_PristineSet", "inputs": {"reviewed": ["4", 0]}, "_meta": {"title": "S"}},
+        "6": {"class_type": "FLEN_ExportTrainingSet", "inputs": {"good": ["4", 0], "pristine": ["5", 0], "repeats": 1}, "_meta": {"title": "X"}},
+    }  # fmt: skip
+    comfy.run(server.address, prompt)
+    where = comfy.review_path(candidates.project.folder_name, "synthetic")
+    key = comfy.call(server.address, where)[1]["items"][0]["key"]
+    comfy.call(server.address, where + "/labels", {"reviewer": "Ada", "events": [{"key": key, "label": "good"}]})
+    waiting = comfy.run(server.address, prompt)
+    assert "pass=strict" in waiting.text("5") and "6" not in waiting.outputs
+    answers = {"character": True, "anatomy": True, "artefacts": True, "gap": True}
+    event = {"key": key, "label": "good", "answers": answers}
+    comfy.call(server.address, where + "/labels", {"reviewer": "Ada", "pass": "strict", "events": [event]})
+    done = comfy.run(server.address, prompt)
+    assert "1 pristine images" in done.text("5") and "1 images with captions" in done.text("6")
+    assert [path.suffix for path in candidates.project.stage("pristine").folder.glob("*.png")] == [".png"]
+
+
+def test_the_pulse_tells_of_files_that_others_move_and_of_nothing_else(send, candidates):
+    before = send("/pulse")[1]
+    send("/labels", verdicts(candidates, "good", 0))
+    after = send("/pulse")[1]
+    assert after["disk"] == before["disk"] and after["revision"] != before["revision"]
+    assert send("")[1]["disk"] == after["disk"]
+    candidates.path(candidates.images[1]).unlink()
+    assert send("/pulse")[1]["disk"] != after["disk"]
+
+
+def test_a_working_copy_is_lent_and_what_is_saved_there_is_found(send, candidates):
+    key = candidates.images[0].key
+    status, lent = send(f"/editing/{key}", {})
+    before = send("/pulse")[1]["disk"]
+    assert status == 200 and Path(lent["path"]).read_bytes() == candidates.path(candidates.images[0]).read_bytes()
+    assert send(f"/editing/{key}", {})[1] == lent and send("/editing/0123456789abcdef", {})[0] == 404
+    Image.new("RGB", (64, 48), (9, 8, 7)).save(lent["path"])
+    assert send("/pulse")[1]["disk"] != before
+    item = next(item for item in send("")[1]["items"] if item["key"] == key)
+    assert [made["label"] for made in item["corrections"]] == [None]
+
+
 def test_a_request_is_one_step_that_undo_takes_back_and_redo_brings_again(send, candidates):
     _, answer = send("/labels", verdicts(candidates, "good", 0, 1, 2))
     assert answer["counts"]["good"] == 3 and answer["undo"]["text"] == "good on 3 images" and answer["redo"] is None

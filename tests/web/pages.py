@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
@@ -21,6 +21,7 @@ WORKFLOW = Path(__file__).parent.parent.parent / "workflows" / "flywheel1_first_
 LOOKS = (("classic", "dark"), ("Nodes 2.0", "light"))  # renderer and theme
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Notification.ShowVersionUpdates": False, "Comfy.Workflow.Persist": False}
 READY = "() => window.app?.graph && app.extensionManager && app.canvas && !app.extensionManager.spinner"
+NOTHING: Mapping[int, Callable[[bytes], bytes]] = {}
 PROMPTS = ("Change background to a forest, keep person identical", "Change lighting to sunset, keep person identical")
 
 
@@ -52,8 +53,8 @@ def portrait(number: int) -> Image.Image:
     return image
 
 
-def reviewed_project(home: Path, name: str, count: int) -> tuple[Project, Dataset]:
-    """A project below `home` with one source and `count` candidates made from it."""
+def reviewed_project(home: Path, name: str, count: int, spoil: Mapping[int, Callable[[bytes], bytes]] = NOTHING) -> tuple[Project, Dataset]:
+    """A project below `home` with one source and `count` candidates made from it. `spoil` changes the bytes of some."""
     project = open_project(home, name, instance_token="ohwx_char", class_noun="person")
     photo = project.stage("source").folder / "source_001.png"
     write_whole(photo, png_bytes(portrait(200)))
@@ -73,16 +74,17 @@ def reviewed_project(home: Path, name: str, count: int) -> tuple[Project, Datase
             "notes": {},
         }
         image = portrait(number)
-        path = shelf.add(value_key([name, number]), f"source_001-{number:02}", png_bytes(image), size=image.size, facts=facts)
+        png = spoil.get(number, bytes)(png_bytes(image))
+        path = shelf.add(value_key([name, number]), f"source_001-{number:02}", png, size=image.size, facts=facts)
         images.append(ImageRecord(content_key(path), project.relative(path), *image.size, facts["caption"], "edit", (source["key"],), 1))
     dataset = Dataset(project, "enriched", tuple(images))
     review.open_review(dataset, {"prompt": {}, "workflow": None})
     return project, dataset
 
 
-def await_review(server: Server, name: str, count: int = 12) -> Reviewed:
+def await_review(server: Server, name: str, count: int = 12, spoil: Mapping[int, Callable[[bytes], bytes]] = NOTHING) -> Reviewed:
     """A project with undecided candidates on the disk of this server."""
-    project, dataset = reviewed_project(server.base / "output" / "flenwheel", name, count)
+    project, dataset = reviewed_project(server.base / "output" / "flenwheel", name, count, spoil)
     where = urlencode({"project": project.folder_name, "stage": "enriched", "version": "v1"})
     return Reviewed(project, dataset, f"{server.address}/flenwheel/review?{where}")
 
@@ -113,3 +115,23 @@ def executed(graph, output) -> None:
         }""",
         output,
     )
+
+
+def shown(tab):
+    """Wait until the grid is drawn and has the focus."""
+    tab.wait_for_selector(".card")
+    tab.wait_for_function("document.activeElement.id === 'grid'")
+    return tab
+
+
+def press(tab, keys) -> None:
+    for key in keys:
+        tab.keyboard.press(key)
+
+
+def all_saved(tab) -> None:
+    tab.wait_for_selector("header .saving[data-state=saved]", timeout=120_000)  # sent one after the other, however busy the machine is
+
+
+def text(tab, selector: str) -> str:
+    return tab.text_content(selector).strip()

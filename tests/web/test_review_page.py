@@ -8,29 +8,11 @@ import pytest
 from comfyui_flenwheel.flywheel import ledger, review
 from PIL import Image, ImageStat
 
+from .pages import all_saved, press, shown, text
+
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 
 LABEL = {"1": "good", "g": "good", "2": "needs_correction", "c": "needs_correction", "3": "reject", "x": "reject"}
-
-
-def shown(tab):
-    """Wait until the grid is drawn and has the focus."""
-    tab.wait_for_selector(".card")
-    tab.wait_for_function("document.activeElement.id === 'grid'")
-    return tab
-
-
-def press(tab, keys):
-    for key in keys:
-        tab.keyboard.press(key)
-
-
-def all_saved(tab):
-    tab.wait_for_selector("header .saving[data-state=saved]")
-
-
-def text(tab, selector):
-    return tab.text_content(selector).strip()
 
 
 def test_twelve_are_labelled_with_the_keyboard_alone(reviewed, new_tab):

@@ -48,8 +48,10 @@ export const ask = (path) => request(`../${path}`)
 export const projects = () => request("projects").then((answer) => answer.projects)
 /** @param {CandidateSet} set @param {Way} way @param {string} [since] a revision: only what has changed since */
 export const listing = (set, { reviewer, pass, blind }, since) => request(`review/${within(set)}${query({ reviewer, pass, blind: blind ? 1 : "", since })}`)
+/** @param {CandidateSet} set @returns {Promise<{revision: string, disk: string}>} */
+export const pulse = (set) => request(`review/${within(set)}/pulse`)
 /** Which tab of ComfyUI asks, where this page lies in one: the graph there then shows how the run goes. */
-export const asker = () => ({ client_id: window.parent.comfyAPI?.api?.api?.clientId ?? null })
+export const asker = () => ({ client_id: /** @type {any} */ (window.parent).comfyAPI?.api?.api?.clientId ?? null })
 
 /** @param {CandidateSet} set @param {"labels"|"undo"|"redo"|"session"|"continue"} what @param {object} json */
 export const tell = (set, what, json) => request(`review/${within(set)}/${what}`, { json })
@@ -72,6 +74,9 @@ export const keepMask = (set, key, png) => request(`review/${within(set)}/mask/$
 export const keepCorrected = (set, key, file, reviewer) =>
   request(`review/${within(set)}/corrected/${encodeURIComponent(key)}${query({ reviewer })}`, { method: "PUT", body: file }).then((answer) => answer.corrected)
 
+/** A working copy for another program at this machine. @param {CandidateSet} set @param {string} key @returns {Promise<{name: string, path: string}>} */
+export const lendFile = (set, key) => request(`review/${within(set)}/editing/${encodeURIComponent(key)}`, { json: {} })
+
 /** @param {string} project */
 export const views = (project) => request(`views/${encodeURIComponent(project)}`).then((answer) => answer.views)
 /** @param {string} project @param {string} name @param {object|null} filter null deletes */
@@ -87,6 +92,8 @@ export async function exported(set, what) {
 
 /** @param {CandidateSet} set @param {string} key @param {string|number} size "full", or the longer edge in pixels */
 export const imageAddress = (set, key, size) => address(`image/${within(set)}/${encodeURIComponent(key)}?size=${size}`)
+/** Why a picture does not come, in the server's words; empty when it does not answer. @param {string} from its address @returns {Promise<string>} */
+export const whyNot = (from) => fetch(from, { cache: "no-store" }).then((answer) => (answer.ok ? "" : answer.json())).then((answer) => answer?.error ?? "").catch(() => "")
 /** The photograph a candidate was made from. @param {CandidateSet} set @param {string} key @param {string|number} [size] */
 export const sourceAddress = (set, key, size = "full") => imageAddress({ ...set, stage: "source" }, key, size)
 /** @param {CandidateSet & {pass?: Pass, blind?: boolean}} set */

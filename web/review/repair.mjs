@@ -1,6 +1,6 @@
 /** An order to mend one candidate: a prompt proposed from the reasons, a spot painted over, seeds; or a file corrected by hand. */
 
-import { ServerError, imageAddress, keepCorrected, keepMask, orderRepair, repairPrompt, unreachable } from "./api.mjs"
+import { ServerError, imageAddress, keepCorrected, keepMask, lendFile, orderRepair, repairPrompt, unreachable } from "./api.mjs"
 import { button, element, openDialog } from "./dom.mjs"
 import { count, t } from "./lang.mjs"
 import { reasonWord, wantsReasons } from "./words.mjs"
@@ -77,7 +77,7 @@ export function openRepair(store, set, candidate, does) {
         element("div", { class: "repair-row" }, element("label", {}, element("span", { text: t("Start from") }), from), element("label", {}, element("span", { text: t("Tries") }), seeds)),
         trouble,
         order,
-        byHand(set, candidate, hand),
+        byHand(set, candidate, hand, attempt),
       ),
     ),
     element("div", { class: "dialog-end" }, button({ class: "quiet", on: { click: () => dialog.close() } }, t("Close"), element("kbd", { text: "Esc" }))),
@@ -105,7 +105,8 @@ function reasonsOf(store, candidate, changed) {
   return element("div", { class: "chips", role: "group", "aria-label": t("Reasons") }, ...chips)
 }
 
-function byHand(set, candidate, hand) {
+/** @param {(file: File) => void} hand @param {(action: () => Promise<void>) => Promise<void>} attempt says what goes wrong */
+function byHand(set, candidate, hand, attempt) {
   const choose = element("input", { type: "file", accept: "image/*", "aria-label": t("A file corrected by hand") })
   choose.addEventListener("change", () => choose.files?.[0] && hand(choose.files[0]))
   const box = element(
@@ -114,11 +115,34 @@ function byHand(set, candidate, hand) {
     element("b", { text: t("Or correct it yourself") }),
     element("p", {}, element("a", { href: imageAddress(set, candidate.key, "full"), download: candidate.name, text: t("Take the file") }), t(", edit it in any program, and drop it here:")),
     choose,
-    element("p", { class: "quiet", text: t("Saved as data/corrections/{version}/{name}, it is found by itself.", { version: set.version, name: candidate.name }) }),
+    elsewhere(set, candidate, attempt),
   )
   for (const name of ["dragenter", "dragover", "drop"]) box.addEventListener(name, (event) => event.preventDefault())
   box.addEventListener("drop", (event) => event.dataTransfer?.files[0] && hand(event.dataTransfer.files[0]))
   return box
+}
+
+/** A working copy for a program at this machine; the page itself starts none. */
+function elsewhere(set, candidate, attempt) {
+  const path = element("input", { readonly: true, "aria-label": t("Where the working copy lies") })
+  const copy = button({ class: "chip", text: t("Copy") })
+  copy.addEventListener("click", () => {
+    path.select()
+    void navigator.clipboard?.writeText(path.value).then(() => (copy.textContent = t("Copied")), () => {}) // refused: it is selected, Ctrl+C copies it
+  })
+  const shown = element("div", { class: "working-copy", hidden: true }, path, copy)
+  const said = element("p", { class: "quiet", role: "status", text: t("Makes a working copy at this machine and shows where. Open it in your program and save: the result comes back by itself, as often as you save.") })
+  const make = button({ class: "chip", text: t("Edit in another program") })
+  make.addEventListener("click", () =>
+    attempt(async () => {
+      path.value = (await lendFile(set, candidate.key)).path
+      shown.hidden = false
+      path.focus()
+      path.select()
+      said.textContent = t("Open this file in your program and save it there. You may close this window.")
+    }),
+  )
+  return element("div", { class: "elsewhere" }, make, shown, said)
 }
 
 /** Painting over the spot to be made anew. White there, black elsewhere, in the size of the picture. */

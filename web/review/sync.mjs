@@ -1,25 +1,31 @@
 /** Keeping what is on the screen and what the server has the same, with as few looks as that takes. */
 
-import { ServerError } from "./api.mjs"
+import { ServerError, unreachable } from "./api.mjs"
 import { t } from "./lang.mjs"
 
 const SETTLE_MS = 120 // several broadcasts in a row cause one look at the server
+const PULSE_MS = 5_000 // files that came, went or were saved by another program; another ComfyUI on the same project
 const ANY = "any" // no revision the server has: look in any case
 
 export class Sync {
   #known = "" // the revision on the screen
   #heard = "" // the newest one a broadcast or an answer has named since the last look
   #settling = 0
+  #feeling = false
+  #told = "" // what was said about missing files
 
   /**
    * @param {import("./store.mjs").ReviewStore} store @param {import("./outbox.mjs").Outbox} outbox
-   * @param {{ask: (since?: string) => Promise<any>, complain: (message: string) => void, saved: () => void}} does
+   * @param {{ask: (since?: string) => Promise<any>, pulse?: () => Promise<{revision: string, disk: string}>, complain: (message: string) => void, saved: () => void, returned?: (number: number) => void}} does
+   *   `returned`: so many more corrections are there
    */
   constructor(store, outbox, does) {
-    Object.assign(this, { store, outbox, does })
-    outbox.addEventListener("saved", ({ detail }) => this.#saved(detail))
+    this.store = store
+    this.outbox = outbox
+    this.does = does
+    outbox.addEventListener("saved", (/** @type {any} */ { detail }) => this.#saved(detail))
     outbox.addEventListener("adopted", () => this.look())
-    outbox.addEventListener("refused", ({ detail }) => {
+    outbox.addEventListener("refused", (/** @type {any} */ { detail }) => {
       does.complain(t("A verdict was not accepted: {message}", { message: detail.message }))
       this.#known = "" // what is on the screen is not what the server has
       store.answered(true)
@@ -29,17 +35,53 @@ export class Sync {
 
   /** Ask for everything, or for what has changed. */
   async refresh() {
-    let dealtWith
-    do {
-      dealtWith = this.outbox.acknowledged
+    for (;;) {
+      const dealtWith = this.outbox.acknowledged
       this.#heard = ""
       const answer = await this.does.ask(this.#known || undefined)
       if (dealtWith !== this.outbox.acknowledged) continue // asked before, answered after a verdict was stored: ask again
-      this.#known = answer.revision
-      this.store.load(answer)
-      this.#missing(answer.missing)
-    } while (dealtWith !== this.outbox.acknowledged)
+      if (answer.partial && answer.disk !== this.store.state?.disk) {
+        this.#known = "" // files changed as well, of which a part of the list says nothing
+        continue
+      }
+      this.#take(answer)
+      break
+    }
     if (this.#heard) this.look(this.#heard)
+  }
+
+  #take(answer) {
+    const { store } = this
+    const [known, before] = [Boolean(store.project), corrections(store)]
+    this.#known = answer.revision
+    store.load(answer)
+    if (!answer.partial) this.#missing(answer.missing)
+    const more = corrections(store) - before
+    if (known && more > 0) this.does.returned?.(more)
+  }
+
+  /** Ask now and then, and when the reviewer comes back to the page: other programs tell nobody what they save. */
+  watch() {
+    const feel = () => void this.#feel()
+    addEventListener("focus", feel)
+    document.addEventListener("visibilitychange", feel)
+    setInterval(feel, PULSE_MS)
+  }
+
+  async #feel() {
+    if (document.hidden || this.outbox.size || this.#feeling || !this.store.project) return
+    this.#feeling = true
+    try {
+      const { revision, disk } = /** @type {any} */ (await this.does.pulse?.())
+      if (disk !== this.store.state?.disk) {
+        this.#known = ""
+        this.look()
+      } else if (revision !== this.#known) this.look(revision)
+    } catch (error) {
+      if (!unreachable(error)) this.#failed(error)
+    } finally {
+      this.#feeling = false
+    }
   }
 
   /** Look at the server, unless what it has is on the screen by then. @param {string} [revision] */
@@ -68,12 +110,17 @@ export class Sync {
   }
 
   #missing(missing) {
+    const told = JSON.stringify(missing ?? [])
+    if (told === this.#told) return
+    this.#told = told
     if (!missing?.length) return
     const [{ name, why }] = missing
     const rest = missing.length > 1 ? ` ${t("and {n} more", { n: missing.length - 1 })}` : ""
     this.does.complain(t("{name} cannot be shown: {why}", { name, why: why + rest }))
   }
 }
+
+const corrections = ({ candidates }) => candidates.reduce((sum, { corrections: back }) => sum + (back?.length ?? 0), 0)
 
 /** Whether nobody else was at work in between: revisions count verdicts and undos. */
 function follows(known, now, { what, events }) {

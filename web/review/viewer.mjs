@@ -1,6 +1,6 @@
 /** One candidate, large, with its source beside it and everything known about it. */
 
-import { ServerError, history, imageAddress, pageAddress, sourceAddress, unreachable } from "./api.mjs"
+import { ServerError, history, imageAddress, pageAddress, sourceAddress, unreachable, whyNot } from "./api.mjs"
 import { button, element, find, icon } from "./dom.mjs"
 import { Evidence } from "./evidence.mjs"
 import { ORIGINS } from "./filters.mjs"
@@ -24,7 +24,9 @@ export class Viewer {
    * @param {{label: (label: import("./words.mjs").Label|null) => void, repair: () => void, closed: () => void}} does
    */
   constructor(store, set, does) {
-    Object.assign(this, { store, set, does })
+    this.store = store
+    this.set = set
+    this.does = does
     this.room = find("#viewer")
     this.note = find("#note")
     this.look = new Look()
@@ -190,7 +192,12 @@ function hang(place, address, { alt, thumb = "", placed }) {
     image.style.removeProperty("background-image")
     placed()
   })
-  image.addEventListener("error", () => figure.classList.add("broken"))
+  image.addEventListener("error", async () => {
+    figure.dataset.broken = t("This image cannot be shown")
+    figure.classList.add("broken")
+    const why = await whyNot(address)
+    if (why && image.isConnected) figure.dataset.broken = why
+  })
   find(place).replaceWith(image)
 }
 
