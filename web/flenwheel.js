@@ -87,7 +87,7 @@ async function openJobs(job) {
 async function tryLora(job) {
   const { scene } = await jobFiles("api.mjs")
   const { name, workflow } = await scene(job)
-  for (const room of document.querySelectorAll("dialog.flw-room[open]")) room.close()
+  for (const room of /** @type {NodeListOf<HTMLDialogElement>} */ (document.querySelectorAll("dialog.flw-room[open]"))) room.close()
   if (workflow) await app.loadGraphData(workflow, true, true, `try ${name.split("/").at(-1).replace(".safetensors", "")}`)
   else app.extensionManager.toast.add({ severity: "info", summary: "FLENwheel", detail: `Choose ${name} in a LoRA loader or LoRA Stack.`, life: 8000 })
 }

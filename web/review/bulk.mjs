@@ -49,7 +49,7 @@ export function decideTogether(store, set, candidates, label, done) {
   )
   dialog.classList.add("bulk")
   dialog.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.target.closest("button")) return
+    if (event.key !== "Enter" || /** @type {HTMLElement} */ (event.target).closest("button")) return
     event.preventDefault()
     confirm.click()
   })

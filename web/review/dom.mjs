@@ -35,7 +35,7 @@ export function element(tag, attributes = {}, ...children) {
     else if (name === "dataset") Object.assign(node.dataset, value)
     else node.setAttribute(name, value === true ? "" : String(value))
   }
-  node.append(...children.filter((child) => child || child === ""))
+  for (const child of children) if (child || child === "") node.append(child)
   return node
 }
 

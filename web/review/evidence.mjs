@@ -19,7 +19,9 @@ export class Evidence {
    * @param {{faces: (faces: {candidate: import("./look.mjs").Box, source: import("./look.mjs").Box}|null) => void}} does told where the faces are
    */
   constructor(store, set, does) {
-    Object.assign(this, { store, set, does })
+    this.store = store
+    this.set = set
+    this.does = does
   }
 
   /** @param {import("./words.mjs").Candidate} candidate */
@@ -125,10 +127,10 @@ function facesOf({ crops }, { matched, source }) {
   return image && other && matched?.key === source?.key ? { candidate: image, source: other } : null
 }
 
-/** [left, top, right, bottom]. */
+/** [left, top, right, bottom]. @returns {import("./look.mjs").Box|null} */
 function boxOf(box) {
   if (!box) return null
-  if (Array.isArray(box)) return box.length === 4 ? box : null
+  if (Array.isArray(box)) return box.length === 4 ? /** @type {any} */ (box) : null
   return [box.left, box.top, box.right, box.bottom]
 }
 

@@ -26,6 +26,7 @@ export const FILTERS = [
   { name: "sample", word: mark("Manual sample"), holds: ({ sample }) => sample },
 ]
 
+/** @param {Candidate} candidate */
 export const lorasOf = ({ loras }) => (loras ?? []).map(({ name }) => name).join(" + ")
 
 /** One question a candidate has one answer to (or several, or none). @type {{name: string, word: string, of: (candidate: Candidate) => (string|false|null|undefined)[], say?: (value: string) => string}[]} */
@@ -82,7 +83,7 @@ export function matcher({ filter, facets, search }) {
 
 /** Candidates made from the same photograph, and those with the same instruction. @param {Candidate[]} candidates @param {Candidate} one */
 export function siblings(candidates, one) {
-  const instruction = ({ template, prompt }) => template || prompt
+  const instruction = (/** @type {Candidate} */ { template, prompt }) => template || prompt
   const others = candidates.filter(({ key }) => key !== one.key)
   return {
     source: one.source ? others.filter(({ source }) => source?.key === one.source?.key) : [],

@@ -8,9 +8,13 @@ import { t } from "./lang.mjs"
 export class Finder {
   /** @param {import("./store.mjs").ReviewStore} store @param {import("./api.mjs").CandidateSet} set @param {(message: string) => void} complain */
   constructor(store, set, complain) {
-    Object.assign(this, { store, set, complain, panel: find("#finder"), kept: [] })
+    this.store = store
+    this.set = set
+    this.complain = complain
+    this.panel = find("#finder")
+    this.kept = []
     find("#find").addEventListener("click", () => this.toggle())
-    store.addEventListener("change", ({ detail }) => detail.what === "view" && this.#button())
+    store.addEventListener("change", (/** @type {any} */ { detail }) => detail.what === "view" && this.#button())
   }
 
   get isOpen() {

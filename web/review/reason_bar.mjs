@@ -22,8 +22,11 @@ export class ReasonBar {
    * @param {{answered: () => void}} does told when a verdict that had to have a reason has got it
    */
   constructor(store, set, does) {
-    Object.assign(this, { store, set, does, bar: find("#reason-bar") })
-    store.addEventListener("change", ({ detail }) => this.#follow(detail))
+    this.store = store
+    this.set = set
+    this.does = does
+    this.bar = find("#reason-bar")
+    store.addEventListener("change", (/** @type {any} */ { detail }) => this.#follow(detail))
   }
 
   #follow({ what, key }) {

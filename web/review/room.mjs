@@ -53,6 +53,6 @@ function build(url, label, theme) {
 function focus(frame) {
   frame.focus()
   const page = frame.contentDocument
-  const place = page?.querySelector("#viewer:not([hidden]) #stage") ?? page?.querySelector("#grid")
-  if (place instanceof (frame.contentWindow?.HTMLElement ?? HTMLElement)) place.focus({ preventScroll: true })
+  const place = /** @type {HTMLElement|null|undefined} */ (page?.querySelector("#viewer:not([hidden]) #stage") ?? page?.querySelector("#grid"))
+  place?.focus({ preventScroll: true })
 }

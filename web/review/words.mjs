@@ -3,7 +3,7 @@
 import { mark, t } from "./lang.mjs"
 
 /** @typedef {"good"|"needs_correction"|"reject"} Label */
-/** @typedef {{label: Label|null, reasons: string[], note: string}} Verdict */
+/** @typedef {{label: Label|null, reasons: string[], note: string, answers?: Record<string, boolean>}} Verdict */
 /** @typedef {{key: string, name: string}} Named */
 /**
  * One image as nodes/routes.py describes it under ITEM; a blind pass leaves much of it out.
