@@ -12,7 +12,11 @@ export class Header {
    * @param {import("./api.mjs").Way} way @param {{pace: import("./session.mjs").Pace, suggested: () => void}} parts
    */
   constructor(store, outbox, set, way, { pace, suggested }) {
-    Object.assign(this, { store, outbox, set, way, pace })
+    this.store = store
+    this.outbox = outbox
+    this.set = set
+    this.way = way
+    this.pace = pace
     find("#order").replaceChildren(...ORDERS.map(({ name, word }) => element("option", { value: name, text: t(word) })))
     find("#order").addEventListener("change", ({ target }) => {
       store.choose({ order: target.value })
@@ -81,7 +85,7 @@ export class Header {
 
   #filters() {
     const { candidates, filter } = this.store
-    const focused = find("#filters").contains(document.activeElement) ? document.activeElement?.dataset.filter : null
+    const focused = find("#filters").contains(document.activeElement) ? /** @type {HTMLElement} */ (document.activeElement).dataset.filter : null
     const chips = FILTERS.map((known) => ({ ...known, number: candidates.filter(known.holds).length }))
       .filter(({ always, number, name }) => always || number || name === filter)
       .map(({ name, word, number }) =>
@@ -137,7 +141,7 @@ export class Header {
     const { size } = outbox
     const state = size ? (outbox.trouble ? "away" : "busy") : "saved"
     const words = { saved: t("All saved"), busy: t("Saving {n}", { n: size }), away: t("{n} not saved yet", { n: size }) }
-    for (const saving of document.querySelectorAll(".saving")) {
+    for (const saving of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".saving"))) {
       saving.dataset.state = state
       if (saving.lastChild.textContent !== words[state]) saving.replaceChildren(icon(state), element("span", { text: words[state] }))
     }
@@ -155,8 +159,14 @@ export class Header {
     this.#trouble()
   }
 
+  /** Say why nothing is shown yet; empty: something is. @param {string} message */
+  away(message) {
+    this.absence = message
+    this.#trouble()
+  }
+
   #trouble() {
-    const message = this.complaint || this.outbox.trouble || ""
+    const message = this.complaint || this.absence || this.outbox.trouble || ""
     find("#trouble").hidden = !message
     if (find("#trouble-text").textContent !== message) find("#trouble-text").textContent = message
     find("#trouble-close").hidden = !this.complaint

@@ -97,6 +97,7 @@ export function commandsOf({ store, viewer, grid, reasons, finder, questions, he
     { keys: ["r"], shown: "R", word: mark("Reasons: then 1–9"), part: DECIDE, does: () => reasons.toggle() },
     ...(questions?.keys ?? []).map(({ key, name }) => ({ keys: [key], word: "", does: () => questions.toggle(name) })),
     ...(questions ? [{ keys: [], shown: "5 6 7 8", word: mark("Strict pass: answer a question with no"), part: DECIDE, does: nothing }] : []),
+    { keys: ["q"], shown: "Q", word: mark("Under “Suggested”: accept all of them"), part: DECIDE, does: does.suggested },
     { keys: ["t"], shown: "T", word: mark("Write a note; Esc when done"), part: DECIDE, does: does.note },
     { keys: ["e"], shown: "E", word: mark("Repair: prompt, mask, or your own file"), part: DECIDE, does: does.repair },
     { keys: ["u", "Mod+z"], shown: "U Ctrl+Z", word: mark("Undo, step by step, also after a restart"), part: DECIDE, does: () => store.undo() },
@@ -131,7 +132,7 @@ export function commandsOf({ store, viewer, grid, reasons, finder, questions, he
 
     { keys: ["/"], shown: "/", word: mark("Find: words, prompt, score, reason; keep a view"), part: ROOM, does: () => finder.toggle(true) },
     { keys: ["f"], shown: "F", word: mark("Next filter"), part: ROOM, does: does.nextFilter },
-    { keys: ["m"], shown: "M", word: mark("What the set covers, what is missing"), part: ROOM, does: does.coverage },
+    { keys: ["m"], shown: "M", word: mark("How the pass went, what the set covers, what is missing"), part: ROOM, does: does.coverage },
     { keys: ["p"], shown: "P", word: mark("Report or contact sheet of what is shown"), part: ROOM, does: does.exporting },
     { keys: ["Mod+Enter"], shown: "Ctrl+Enter", word: mark("Continue the graph"), part: ROOM, does: does.proceed },
     { keys: ["Escape"], shown: "Esc", word: mark("Back"), part: ROOM, does: does.back },

@@ -1,6 +1,6 @@
 /** The review page: one set of candidates, or the list of projects. Puts the parts together; each of them is a file beside this one. */
 
-import { asker, ServerError, ask, exported, listen, listing, tell, unreachable } from "./api.mjs"
+import { asker, ServerError, ask, exported, listen, listing, pulse, tell, unreachable } from "./api.mjs"
 import { decideTogether } from "./bulk.mjs"
 import { button, element, find, openDialog } from "./dom.mjs"
 import { FILTERS } from "./filters.mjs"
@@ -10,6 +10,7 @@ import { Header, summary } from "./header.mjs"
 import { commandsOf, listenToKeys, writeHelp } from "./keys.mjs"
 import { count, learn, mark, t, translate } from "./lang.mjs"
 import { Outbox } from "./outbox.mjs"
+import { passReport } from "./pass_report.mjs"
 import { showProjects } from "./projects.mjs"
 import { ReasonBar } from "./reason_bar.mjs"
 import { openRepair } from "./repair.mjs"
@@ -37,7 +38,12 @@ async function review(set, way, wanted) {
   const finder = new Finder(store, set, (message) => header.complain(message))
   const questions = way.pass === "strict" ? new Questions(store) : null
   const reasons = new ReasonBar(store, set, { answered: () => store.goTo(store.nextUndecided()) })
-  const sync = new Sync(store, outbox, { ask: (since) => listing(set, way, since), complain: (message) => header.complain(message), saved: () => viewer.forgetHistory() })
+  const sync = new Sync(store, outbox, { ask: (since) => listing(set, way, since), pulse: () => pulse(set), complain: (message) => header.complain(message), saved: () => viewer.forgetHistory(), returned })
+
+  function returned(number) {
+    header.say(count(number, "{n} correction came back. Look at it under Corrections.", "{n} corrections came back. Look at them under Corrections."))
+    viewer.draw()
+  }
 
   /** @param {import("./words.mjs").Label|null} verdict */
   function label(verdict) {
@@ -53,7 +59,7 @@ async function review(set, way, wanted) {
     pace.tick(performance.now())
     store.label(candidate.key, verdict, answered ? answered.reasons : [], answered ? answered.answers : undefined)
     if (verdict) store.goTo(store.nextUndecided())
-    if (verdict && last) header.say(t("All decided: {summary}.", { summary: summary(store) }))
+    if (verdict && last) header.say(t("All decided: {summary}. M shows how it went.", { summary: summary(store) }))
   }
 
   function together(candidates, verdict) {
@@ -90,9 +96,10 @@ async function review(set, way, wanted) {
     proceed: () => !find("#continue").disabled && void proceed(),
     exporting,
     resize: (by) => grid.resize(by),
-    coverage: () => void showCoverage(set, way.reviewer, (message) => header.complain(message)),
+    suggested: () => store.filter === "suggested" && together(store.view, "suggested"),
+    coverage: () => void showCoverage(set, way.reviewer, passReport(store, pace.words(0)), (message) => header.complain(message)),
     nextFilter: () => {
-      const shown = FILTERS.filter(({ always }) => always)
+      const shown = FILTERS.filter(({ always, holds }) => always || store.candidates.some(holds))
       store.choose({ filter: shown[(shown.findIndex(({ name: known }) => known === store.filter) + 1) % shown.length].name })
     },
     note: () => {
@@ -130,6 +137,7 @@ async function review(set, way, wanted) {
   const keep = () => memory.keep(store, { size: grid.size, viewer: viewer.isOpen })
   store.addEventListener("change", keep)
   addEventListener("pagehide", keep)
+  sync.watch()
   let connections = 0
   listen(set, {
     changed: (revision) => sync.look(revision),
@@ -170,11 +178,11 @@ async function untilAnswered(asking, header) {
   for (;;) {
     try {
       await asking()
-      return header.complain("")
+      return header.away("")
     } catch (error) {
       if (error instanceof ServerError && error.status < 500) throw error
       if (!(error instanceof ServerError) && !unreachable(error)) throw error
-      header.complain(error instanceof ServerError ? error.message : t(AWAY))
+      header.away(error instanceof ServerError ? error.message : t(AWAY))
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS))
     }
   }

@@ -65,13 +65,18 @@ export class Questions {
   }
 }
 
-/** What the good ones cover, what is missing, and how far the reviewer agrees with themselves. */
-export async function showCoverage(set, reviewer, complain) {
+/**
+ * How the pass went, what the good ones cover, what is missing, and how far the reviewer agrees with themselves.
+ * @param {import("./api.mjs").CandidateSet} set @param {string} reviewer @param {HTMLElement} report @param {(message: string) => void} complain
+ */
+export async function showCoverage(set, reviewer, report, complain) {
   try {
     const [map, agreed] = await Promise.all([coverage(set), agreement(set, reviewer)])
     const advice = map.picked < FEW ? t("Pick {few} to {many}: {n} so far.", { few: FEW, many: MANY, n: map.picked }) : map.picked > MANY ? t("{n} picked; {few} to {many} are enough.", { n: map.picked, few: FEW, many: MANY }) : t("{n} picked: enough for a strong set.", { n: map.picked })
     const dialog = openDialog(
-      t("What the set covers"),
+      t("This pass, and what the set covers"),
+      report,
+      element("h3", { text: t("What the set covers") }),
       element("p", { text: advice }),
       table(t("Angle"), map.angle),
       table(t("Expression"), map.expression),
