@@ -110,7 +110,7 @@ export class Outbox extends EventTarget {
   #put(parcel) {
     this.#parcels.push(parcel)
     this.#keep()
-    if (!this.#timer) this.#schedule(0)
+    if (!this.#timer) void this.#send() // at once: the way to the server and drawing then go on at the same time
   }
 
   /** Try again now, for example because the server is back. */
@@ -150,7 +150,7 @@ export class Outbox extends EventTarget {
       else this.#away(error)
     } finally {
       this.#sending = false
-      if (this.#parcels.length && !this.#timer) this.#schedule(0)
+      if (this.#parcels.length && !this.#timer) void this.#send()
     }
   }
 
