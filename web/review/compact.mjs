@@ -47,22 +47,25 @@ export class CompactGallery {
    */
   constructor(host, set, does) {
     const { store, outbox, sync, ready } = deskOf(set)
-    Object.assign(this, { set, store, outbox, does })
+    this.set = set
+    this.store = store
+    this.outbox = outbox
+    this.does = does
     const listen = { signal: this.#stop.signal }
     // An input that holds the focus: every listener of ComfyUI leaves inputs alone, so its keys stay out of here and ours out there
-    this.sink = element("input", { class: "sink", readonly: true, inputmode: "none", "aria-label": t("Images to decide on"), role: "grid" })
-    this.scroller = element("div", { class: "scroller" })
+    this.sink = element("input", { class: "sink", readonly: true, inputmode: "none", "aria-label": t("Images to decide on") })
+    this.scroller = element("div", { class: "scroller" }, this.sink)
     this.counts = element("span", { class: "counts", role: "status" })
     this.saving = element("span", { class: "saving-compact" })
     this.bar = element("i")
     this.proceed = button({ class: "proceed", text: t("Continue"), hidden: true, on: { click: () => void this.#continue() } })
     const quicks = LABELS.map(({ label, word, key, icon: symbol }) => button({ class: `mini ${label}`, title: `${t(word)} (${key})`, "aria-label": t(word), on: { click: () => this.#label(label) } }, icon(symbol)))
     host.classList.add("flw", "compact")
-    host.replaceChildren(element("div", { class: "head" }, this.counts, this.saving, this.proceed), element("div", { class: "line-bar", "aria-hidden": "true" }, this.bar), this.scroller, element("div", { class: "foot" }, ...quicks, element("span", { class: "hint", text: t("1 2 3 decide, U undo, Enter room") })), this.sink)
+    host.replaceChildren(element("div", { class: "head" }, this.counts, this.saving, this.proceed), element("div", { class: "line-bar", "aria-hidden": "true" }, this.bar), this.scroller, element("div", { class: "foot" }, ...quicks, element("span", { class: "hint", text: t("1 2 3 decide, U undo, Enter room") })))
     this.host = host
     this.grid = new Grid(this.scroller, store, set, { open: () => does.open(store.current), label: (label) => this.#label(label) }, { measures: COMPACT, focus: this.sink })
     store.addEventListener("change", () => this.draw(), listen)
-    store.addEventListener("complaint", (event) => (this.counts.textContent = event.detail), listen)
+    store.addEventListener("complaint", (/** @type {any} */ event) => (this.counts.textContent = event.detail), listen)
     outbox.addEventListener("change", () => this.draw(), listen)
     host.addEventListener("pointerdown", (event) => this.#pressed(event), listen)
     host.addEventListener("wheel", (event) => this.#wheel(event), { ...listen, passive: false })

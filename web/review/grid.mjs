@@ -36,14 +36,19 @@ export class Grid {
    * @param {{measures?: {cell: number, caption: number, gap: number}, focus?: HTMLElement}} [options] `focus`: what has it in the scroller's place
    */
   constructor(scroller, store, set, does, { measures, focus = scroller } = {}) {
-    Object.assign(this, { scroller, store, set, does, measures, focus })
-    this.sheet = element("div", { class: "sheet", role: "presentation" })
+    this.scroller = scroller
+    this.store = store
+    this.set = set
+    this.does = does
+    this.measures = measures
+    this.focus = focus
+    this.sheet = element("div", { class: "sheet", role: focus === scroller ? "presentation" : "grid", "aria-label": focus === scroller ? null : t("Candidates") })
     scroller.append(this.sheet)
     scroller.addEventListener("scroll", () => this.#show(), { passive: true })
     scroller.addEventListener("click", (event) => this.#clicked(event))
     this.watcher = new ResizeObserver(() => this.layout())
     this.watcher.observe(scroller)
-    this.follow = ({ detail }) => this.#follow(detail)
+    this.follow = (/** @type {any} */ { detail }) => this.#follow(detail)
     store.addEventListener("change", this.follow)
   }
 
@@ -94,8 +99,9 @@ export class Grid {
     this.sheet.style.setProperty("--caption", `${caption}px`)
     this.sheet.style.setProperty("--gap", `${gap}px`)
     this.sheet.dataset.size = this.measures ? "compact" : String(this.size)
-    this.scroller.setAttribute("aria-rowcount", String(count))
-    this.scroller.setAttribute("aria-colcount", String(this.#columns))
+    const table = this.focus === this.scroller ? this.scroller : this.sheet
+    table.setAttribute("aria-rowcount", String(count))
+    table.setAttribute("aria-colcount", String(this.#columns))
     this.sheet.replaceChildren()
     this.#rows.clear()
     this.#reveal()

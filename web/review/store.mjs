@@ -84,7 +84,8 @@ export class ReviewStore extends EventTarget {
   /** Keep what is shown, and `key` with it. @param {string} [key] */
   #refill(key) {
     const shown = new Set([...this.view.map((candidate) => candidate.key), key])
-    this.#fill((candidate) => shown.has(candidate.key))
+    const place = this.position
+    this.#fill((candidate) => shown.has(candidate.key), place)
     this.#changed("view")
   }
 
@@ -97,13 +98,13 @@ export class ReviewStore extends EventTarget {
     this.#changed("view")
   }
 
-  /** @param {(candidate: Candidate) => boolean} stays although the filter no longer holds */
-  #fill(stays) {
+  /** @param {(candidate: Candidate) => boolean} stays although the filter no longer holds @param {number} [place] to go to where the current one is gone */
+  #fill(stays, place = 0) {
     const holds = matcher(this.shown)
     const compare = ORDERS.find((known) => known.name === this.order)?.compare
     this.view = this.candidates.filter((candidate) => holds(candidate) || stays(candidate))
     if (compare) this.view.sort(compare) // stable: equals stay in file order
-    if (!this.view.some((candidate) => candidate.key === this.current)) this.current = this.view[0]?.key ?? null
+    if (!this.view.some((candidate) => candidate.key === this.current)) this.current = this.view[Math.max(0, Math.min(place, this.view.length - 1))]?.key ?? null
   }
 
   /** How many are shown although the filter no longer holds for them. */
