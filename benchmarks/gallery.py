@@ -3,8 +3,9 @@
     python benchmarks/gallery.py [counts, e.g. 100 1000]
 
 Needs FLEN_COMFYUI, FLEN_CHROMIUM and playwright. The real ComfyUI serves; headless Chromium draws without a graphics card. The peer, in the same
-run, is the naive grid of most node packs: every image in the page, loaded lazily, a verdict that waits for the server. Each page is opened twice;
-the first time the thumbnails do not exist yet. Prints a table and writes results/gallery.md.
+run, is the naive grid of most node packs: every image in the page at once, as its full file, and a verdict that waits for the server. 20,000 images
+are given to the review page alone. Each page is opened twice; the first time the thumbnails do not exist yet. Prints a table and writes
+results/gallery.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
@@ -22,11 +24,17 @@ from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - gives the pack its name
+from comfyui_flenwheel.flywheel.images import png_bytes  # noqa: E402
+from comfyui_flenwheel.flywheel.project import Stage  # noqa: E402
 from comfyui_flenwheel.nodes.launch import Server  # noqa: E402
-from web.pages import Reviewed, await_review  # noqa: E402
+from review_server import candidates  # noqa: E402
+from web.pages import portrait  # noqa: E402
 
-COUNTS = (100, 1_000, 5_000)
-FRAMES, STEP_PX, VERDICTS = 120, 180, 100
+COUNTS = (100, 1_000, 5_000, 20_000)
+MOST_NAIVE = 5_000
+FRAMES, STEP_PX, VERDICTS = 120, 180, 200
+SIZE = (1024, 1280)
+DRAWN = 96  # different pictures; the files of all differ
 
 NAIVE = """async (listing) => {
   const { items } = await (await fetch(listing)).json()
@@ -35,7 +43,7 @@ NAIVE = """async (listing) => {
   for (const item of items) {
     const card = document.createElement("div")
     card.className = "card"
-    const image = Object.assign(document.createElement("img"), { loading: "lazy", src: listing.replace("/review/", "/image/").split("?")[0] + "/" + item.key + "?size=256" })
+    const image = Object.assign(document.createElement("img"), { src: listing.replace("/review/", "/image/").split("?")[0] + "/" + item.key + "?size=full" })
     image.style.cssText = "width:100%;aspect-ratio:4/5;object-fit:contain"
     const badge = document.createElement("b")
     const prompt = Object.assign(document.createElement("p"), { textContent: item.prompt })
@@ -94,6 +102,11 @@ NAIVE_LABEL = """async ([listing, verdicts]) => {
 def main() -> None:
     counts = [int(word) for word in sys.argv[1:]] or COUNTS
     rows: list[list[str]] = []
+    drawn = [png_bytes(portrait(number).resize(SIZE)) for number in range(DRAWN)]
+
+    def png(number: int) -> bytes:
+        return drawn[number % DRAWN] + number.to_bytes(4, "big")
+
     with (
         tempfile.TemporaryDirectory() as folder,
         Server(Path(os.environ["FLEN_COMFYUI"]), Path(sys.executable), Path(folder)) as server,
@@ -101,19 +114,19 @@ def main() -> None:
     ):
         browser = driver.chromium.launch(executable_path=os.environ.get("FLEN_CHROMIUM"), args=["--no-sandbox", "--disable-gpu"])
         for count in counts:
-            reviewed = await_review(server, f"bench {count}", count)
-            rows.append([f"{count:,}", "naive grid", *measured(browser, reviewed, naive=True)])
-            rows.append([f"{count:,}", "review page", *measured(browser, reviewed, naive=False)])
-            print(*rows[-2:], sep="\n", flush=True)
+            reviewed = candidates(server.base / "output" / "flenwheel", count, png, SIZE)
+            for naive in (True, False):
+                if not naive or count <= MOST_NAIVE:
+                    rows.append([f"{count:,}", "naive grid" if naive else "review page", *measured(browser, server, reviewed, naive=naive)])
+                    write(rows)
         browser.close()
-    write(rows)
 
 
-def measured(browser: Browser, reviewed: Reviewed, *, naive: bool) -> list[str]:
+def measured(browser: Browser, server: Server, stage: Stage, *, naive: bool) -> list[str]:
     """The figures of one page, as cells of the table."""
-    where = reviewed.address.partition("?")[0] + f"/{reviewed.project.folder_name}/enriched/v1"
-    cold = opened(browser, reviewed, where, naive=naive)[1]
-    page, warm = opened(browser, reviewed, where, naive=naive)
+    where = f"{server.address}/flenwheel/review/{stage.project.folder_name}/enriched/v1"
+    cold = opened(browser, server, stage, where, naive=naive)[1]
+    page, warm = opened(browser, server, stage, where, naive=naive)
     tools = page.context.new_cdp_session(page)
     tools.send("Performance.enable")
     before = metrics(tools)
@@ -123,7 +136,7 @@ def measured(browser: Browser, reviewed: Reviewed, *, naive: bool) -> list[str]:
     layout = 1_000 * sum(after[name] - before[name] for name in ("LayoutDuration", "RecalcStyleDuration")) / FRAMES
     page.wait_for_timeout(500)
     memory = renderer_mb()
-    verdicts = min(VERDICTS, len(reviewed.keys) // 2)
+    verdicts = min(VERDICTS, page.evaluate("async (where) => (await (await fetch(where)).json()).counts.total", where) // 2)
     times = page.evaluate(NAIVE_LABEL, [where, verdicts]) if naive else page.evaluate(LABEL, verdicts)
     seen, saved = (sorted(time[part] for time in times) for part in (0, 1))
     page.context.close()
@@ -139,12 +152,13 @@ def measured(browser: Browser, reviewed: Reviewed, *, naive: bool) -> list[str]:
     ]
 
 
-def opened(browser: Browser, reviewed: Reviewed, where: str, *, naive: bool) -> tuple[Page, float]:
+def opened(browser: Browser, server: Server, stage: Stage, where: str, *, naive: bool) -> tuple[Page, float]:
     """A page in a browser context of its own, and the milliseconds until twelve pictures were there."""
     for context in browser.contexts:
         context.close()
     page = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce").new_page()
-    page.goto(reviewed.address.partition("?")[0] if naive else reviewed.address, wait_until="commit")
+    address = f"{server.address}/flenwheel/review"
+    page.goto(address if naive else f"{address}?project={quote(stage.project.folder_name)}&stage=enriched&version=v1", wait_until="commit")
     if naive:
         page.evaluate(NAIVE, where)
     return page, page.evaluate(SEEN)
@@ -170,7 +184,9 @@ def write(rows: list[list[str]]) -> None:
     text = f"""# The review page, and a naive grid
 
 ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, Python {platform.python_version()}. {FRAMES} frames of
-{STEP_PX} px scrolling; {VERDICTS} verdicts one after the other (at most half of the images). The naive grid marks a card when the server has answered.
+{STEP_PX} px scrolling; {VERDICTS} verdicts one after the other (at most half of the images). Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
+few kB, which flatters the naive grid: real candidates are a hundred times as large on disk. The naive grid holds every image in the page at once, as
+its full file, and marks a card when the server has answered.
 
 {chr(10).join(table)}
 

@@ -17,7 +17,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,21 @@ GOAL_MS = 50.0
 LABELS, THUMBS, SIDE = 500, 96, 1024
 
 
-def candidates(home: Path, count: int) -> Stage:
-    """A stage with `count` candidates. THUMBS of them are pictures of 1024 px; the others differ in one number, to save disk and time."""
-    stage = open_project(home, f"bench {count}", instance_token="ohwx_char", class_noun="person").stage("enriched")
-    stage.lineage.mkdir(parents=True)
+def noisy(count: int) -> Callable[[int], bytes]:
+    """THUMBS pictures of 1024 px; the others differ in one number, to save disk and time."""
     rng = np.random.default_rng(count)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     large = np.clip(np.asarray(coarse, np.float32) + rng.normal(0, 3, (SIDE, SIDE, 1)), 0, 255).astype(np.uint8)
     small = png_bytes(Image.fromarray(large[:64, :64]))
+    return lambda number: png_bytes(Image.fromarray(np.roll(large, number, 0))) if number < THUMBS else small + number.to_bytes(4, "big")
+
+
+def candidates(home: Path, count: int, png: Callable[[int], bytes], size: tuple[int, int] = (SIDE, SIDE)) -> Stage:
+    """A stage with `count` candidates; `png` draws each."""
+    stage = open_project(home, f"bench {count}", instance_token="ohwx_char", class_noun="person").stage("enriched")
+    stage.lineage.mkdir(parents=True)
     for number in range(count):
-        content = png_bytes(Image.fromarray(np.roll(large, number, 0))) if number < THUMBS else small + number.to_bytes(4, "big")
+        content = png(number)
         made, key = (hashlib.sha256(part).hexdigest()[:16] for part in (b"%d" % number, content))
         facts = {
             "origin": "edit",
@@ -64,8 +69,8 @@ def candidates(home: Path, count: int) -> Stage:
             "editor": {"editor": "rehearsal"},
             "notes": {},
         }
-        size = {"request_key": made, "image_key": key, "bytes": len(content), "width": SIDE, "height": SIDE}
-        (stage.lineage / f"{made}.json").write_text(json.dumps({**size, **facts}))
+        told = {"request_key": made, "image_key": key, "bytes": len(content), "width": size[0], "height": size[1]}
+        (stage.lineage / f"{made}.json").write_text(json.dumps({**told, **facts}))
         (stage.folder / f"source_{number:05}-forest-{made}.png").write_bytes(content)
     return stage
 
@@ -161,7 +166,7 @@ def main() -> None:
     counts = [int(word) for word in sys.argv[1:]] or [100, 1000, 5000]
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        stages = [candidates(base / "output" / "flenwheel", count) for count in counts]
+        stages = [candidates(base / "output" / "flenwheel", count, noisy(count)) for count in counts]
         with Server(Path(os.environ["FLEN_COMFYUI"]), Path(sys.executable), base) as server:
             columns = [measure(server, stage) for stage in stages]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
