@@ -71,5 +71,6 @@ export function openDialog(title, ...content) {
   document.body.append(dialog)
   dialog.addEventListener("close", () => dialog.remove())
   dialog.showModal()
+  dialog.scrollTop = 0 // the focus may lie at its end
   return dialog
 }
