@@ -27,6 +27,7 @@ START_S = 60.0
 LEAVE_S = 30.0
 WINDOWS = sys.platform == "win32"
 PACK = Path(__file__).resolve().parent
+RESERVE, RESERVED = "reserve", 16 << 10  # bytes that are given back when the disk is full, so that the last words can be written
 LESS = "Choose the next smaller memory profile, or a lower resolution, and train again."
 
 
@@ -111,6 +112,7 @@ def work(job: Job, hours: str = "") -> int:
             return 0
         job.append("queued", hours=hours.strip(), **identity())
         try:
+            write_whole(job.folder / RESERVE, bytes(RESERVED))
             _end_orphans(job)
             told = preflight.check(job)
             for note in (*told.facts, *told.warnings):
@@ -138,6 +140,7 @@ def work(job: Job, hours: str = "") -> int:
             )
             raise
         job.append("done", **finished)
+        (job.folder / RESERVE).unlink(missing_ok=True)
         return 0
 
 
@@ -222,6 +225,7 @@ def _train(job: Job) -> dict[str, object]:
 
 
 def _failed(job: Job, error: TrainingFailed) -> int:
+    (job.folder / RESERVE).unlink(missing_ok=True)
     smaller = presets.lighter(job.spec) if error.code == "memory" else None
     if smaller:
         error.advice += f" The next smaller is {smaller[1]}."

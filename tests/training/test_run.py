@@ -2,19 +2,33 @@
 
 import dataclasses
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from comfyui_flenwheel.flywheel import lora
-from comfyui_flenwheel.training import proof, run
+from comfyui_flenwheel.flywheel.project import open_project
+from comfyui_flenwheel.training import proof, run, trainset
 from comfyui_flenwheel.training.errors import TrainingFailed
 
-from .conftest import made
+from .conftest import made, training_set
 
 pytestmark = pytest.mark.slow  # more than a few seconds together: not in the quick part
 
+WITHOUT_DISK_CHECK = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+import conftest
+from pathlib import Path
+from comfyui_flenwheel.training import preflight, run
+preflight.disk_needed = lambda spec: 0
+sys.exit(run.work(run.Job(Path(sys.argv[1]))))
+"""
 SLOW = {"seconds_per_step": 0.05}
 
 
@@ -147,3 +161,49 @@ def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(spec, projec
     job = made(project, spec)
     with pytest.raises(TrainingFailed, match="did not start"):
         run.start(job, python=Path("/bin/false"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a few megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.name == "nt" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small disk can only be mounted as root on Linux")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_is_told_in_words_and_going_on_after_it_was_freed_ends_well(spec, small_disk):
+    project = open_project(small_disk, "Anna", instance_token="ohwx_char", class_noun="person")
+    folder = training_set(project, 12)
+    job = made(project, dataclasses.replace(spec, dataset_key=trainset.read(folder).key, rank=16, save_every=5))
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - (72 << 10)))
+    command = [sys.executable, "-c", WITHOUT_DISK_CHECK, str(job.folder)]
+    worker = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    status = job.status()
+    assert status.state == "failed" and "full" in status.cause, (status, worker.stderr[-2000:])
+    filler.unlink()
+    subprocess.run(command, check=True, timeout=120)
+    assert job.status().state == "done" and job.status().attempts == 2
+
+
+def test_a_worker_killed_while_it_waits_for_its_turn_leaves_the_queue(spec, start):
+    options = {"seconds_per_step": 0.05, "takes_card": True}
+    first, second = start(spec, options=options, steps=400), start(spec, options=options, seed=2)
+    until(lambda: first.status().step >= 1 and second.status().phase == "waiting for the GPU")
+    third = start(spec, options=options, seed=3)
+    os.kill(next(event["pid"] for event in second.events() if event["kind"] == "queued"), signal.SIGKILL)
+    until(lambda: second.status().state == "lost")
+    run.stop(first)
+    assert run.wait(third, 60).state == "done" and run.wait(first, 5).state == "stopped"
+
+
+def test_several_jobs_of_a_night_run_one_after_the_other(spec, start):
+    options = {"seconds_per_step": 0.01, "takes_card": True}
+    jobs = [start(spec, options=options, seed=seed) for seed in (1, 2, 3)]
+    for job in jobs:
+        assert run.wait(job, 90).state == "done", job.status()
+    times = [[event["at"] for event in job.events() if event["kind"] in ("turn", "done")] for job in jobs]
+    assert all(earlier[1] <= later[0] for earlier, later in pairwise(times)), "never two at once, in the order of asking"
