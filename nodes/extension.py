@@ -23,6 +23,7 @@ from . import (
     review,
     routes,
     train,
+    train_compare,
     train_settings,
 )
 
@@ -40,6 +41,7 @@ NODES: list[type[io.ComfyNode]] = [
     *export.NODES,
     *train_settings.NODES,
     *train.NODES,
+    *train_compare.NODES,
     *pairs.NODES,
     *pictures.NODES,
 ]

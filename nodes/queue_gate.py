@@ -24,6 +24,7 @@ LIGHT = frozenset(
         "FLEN_EditLoraSettings",
         "FLEN_TrainLora",
         "FLEN_TrainingMonitor",
+        "FLEN_CompareLoras",
         "FLEN_ExportTrainingSet",
         "FLEN_CreateCorrectionTriplets",
         "PreviewImage",
