@@ -32,6 +32,10 @@ def _models(kind: Kind) -> list[str]:
     return [words for architecture, words in ARCHITECTURES.items() if architecture in able]
 
 
+def _architecture(model: str) -> Architecture:
+    return next(name for name, words in ARCHITECTURES.items() if words == model)  # type: ignore[return-value]
+
+
 def _questions(kind: Kind) -> list[Any]:
     """The widgets that both settings nodes share, in their order."""
     per = "image" if kind == "character" else "triplet"
@@ -87,6 +91,12 @@ class CharacterLoraSettings(io.ComfyNode):
             inputs=[
                 sockets.PROJECT.Input("project", tooltip="The character; its token must be in every caption."),
                 io.Combo.Input(
+                    "model",
+                    options=_models("character"),
+                    default=ARCHITECTURES["flux1"],
+                    tooltip="The model that shall learn the character.",
+                ),
+                io.Combo.Input(
                     "engine",
                     options=_able("character"),
                     default="rehearsal",
@@ -122,6 +132,7 @@ class CharacterLoraSettings(io.ComfyNode):
     def execute(
         cls,
         project: Project,
+        model: str,
         engine: str,
         base_model: str,
         quality: str,
@@ -136,7 +147,7 @@ class CharacterLoraSettings(io.ComfyNode):
         found = trainset.read(data)
         words = {"token": project.instance_token, "noun": project.class_noun}
         prompts = tuple(prompt.format(**words) for prompt in SAMPLES)
-        asked = _Asked("character", "flux1", engine, base_model, quality, memory, rank, steps, seed, engine_options)
+        asked = _Asked("character", _architecture(model), engine, base_model, quality, memory, rank, steps, seed, engine_options)
         return asked.answer(project, data, found, prompts)
 
 
@@ -210,8 +221,7 @@ class EditLoraSettings(io.ComfyNode):
     ) -> io.NodeOutput:
         data = pairset.keep(project, pairs, held_out) if pairs else project.stage("qwen_training").folder
         found = trainset.read(data)
-        architecture: Any = next(name for name, words in ARCHITECTURES.items() if words == model)
-        asked = _Asked("edit", architecture, engine, base_model, quality, memory, rank, steps, seed, engine_options)
+        asked = _Asked("edit", _architecture(model), engine, base_model, quality, memory, rank, steps, seed, engine_options)
         return asked.answer(project, data, found, tuple(example.caption for example in found.watched))
 
 

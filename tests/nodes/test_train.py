@@ -29,6 +29,7 @@ def graph(name, options="seconds_per_step = 0", steps=60, **settings):
             "class_type": "FLEN_CharacterLoraSettings",
             "inputs": {
                 "project": ["1", 0],
+                "model": "FLUX.1",
                 "engine": "rehearsal",
                 "base_model": "flux1-dev.safetensors",
                 "quality": "draft",
@@ -107,6 +108,9 @@ def test_changed_captions_are_another_job_and_the_same_ones_are_not(server):
     assert len(jobs_of(project)) == 3, "other settings too"
     for job in jobs_of(project):
         assert run.wait(job, 60).state == "done"
+    settings = {"project": ["1", 0], "kind": "character", "before": 0, "after": 0, "size": 96}
+    compared = ran(server, {"1": graph("Changed")["1"], "2": {"class_type": "FLEN_CompareLoras", "inputs": settings}})
+    assert compared.text("2").startswith("v002: 60 steps") and "\nv003: 60 steps" in compared.text("2") and compared.outputs["2"]["images"]
 
 
 def test_stop_from_the_graph_and_go_on(server):
