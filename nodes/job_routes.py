@@ -46,6 +46,7 @@ from .http import FRESH, IMMUTABLE, Conflict, NotFound, guarded, json_body, prob
 
 WEB = Path(__file__).parent.parent / "web"
 WORKFLOWS = Path(__file__).parent.parent / "workflows"
+LORA_NODE, BUNDLED_WORDS = "This LoRA", "ohwx_char person"  # in the bundled test scenes
 JOB = "/flenwheel/jobs/{project}/{id}"
 LOG_LINES, LOG_BYTES = 200, 64 << 10
 MAX_CONFIG = 1 << 20
@@ -228,19 +229,14 @@ def _scene(one: jobs.Job) -> dict[str, Any]:
     path = WORKFLOWS / ("try_this_lora.json" if made.architecture == "flux1" else "try_this_edit_lora.json")
     if not path.is_file():
         return {"name": name, "workflow": None}
-    words = {"LORA_NAME": name, "TOKEN": made.instance_token, "NOUN": one.spec.class_noun}
+    spoken = f"{made.instance_token} {one.spec.class_noun}"
     workflow = json.loads(path.read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
-        node["widgets_values"] = [_filled(value, words) for value in node.get("widgets_values", [])]
+        values = node.get("widgets_values", [])
+        if node["title"] == LORA_NODE:
+            values = [name, *values[1:]]
+        node["widgets_values"] = [value.replace(BUNDLED_WORDS, spoken) if isinstance(value, str) else value for value in values]
     return {"name": name, "workflow": workflow}
-
-
-def _filled(value: Any, words: dict[str, str]) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value == "none" or value.endswith("your_lora.safetensors"):
-        return words["LORA_NAME"]
-    return value.replace("ohwx_char person", f"{words['TOKEN']} {words['NOUN']}")
 
 
 async def _do(action: Callable[[jobs.Job, dict[str, Any]], None], request: web.Request) -> web.Response:

@@ -56,7 +56,7 @@ class TrainLora(io.ComfyNode):
                     "meanwhile",
                     options=[WAITS, GOES_ON],
                     default=WAITS,
-                    tooltip="While the training has the graphics card. ComfyUI waits: graphs you queue run afterwards, so that neither runs out of memory. ComfyUI goes on: both share the card. Without a graphics card nothing waits.",
+                    tooltip="While the training has the graphics card. ComfyUI waits: graphs you queue run afterwards, so that neither runs out of memory. ComfyUI goes on: both share the card. The rehearsal and cloud engines leave the card alone, so nothing waits for them.",
                 ),
             ],
             outputs=[
