@@ -5,9 +5,10 @@ import { t } from "../review/lang.mjs"
 import { figure } from "./words.mjs"
 
 const SVG = "http://www.w3.org/2000/svg"
-const [WIDTH, HEIGHT] = [720, 260]
-const [LEFT, TOP, RIGHT, BOTTOM] = [58, 12, 708, 228]
-const POINTS = 700 // about one per pixel
+const HEIGHT = 260
+const [LEFT, TOP, BOTTOM, MARGIN] = [58, 12, 228, 12]
+const NARROWEST = 300 // px
+const POINTS = 1400 // the lowest and the highest of each pixel or two
 
 /** @typedef {{losses: import("./api.mjs").Course, validation: import("./api.mjs").Course, checkpoints: number[], steps: number, weight: number}} Curves */
 
@@ -65,7 +66,8 @@ const path = (points) => points.map(([x, y], index) => `${index ? "L" : "M"}${x.
 export class LossChart {
   /** @param {HTMLElement} root */
   constructor(root) {
-    this.picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" })
+    this.width = this.right = NARROWEST
+    this.picture = svg("svg", { role: "img" })
     this.told = element("output", { class: "told", "aria-live": "off" })
     root.append(element("div", { class: "chart" }, this.picture, this.told))
     this.picture.addEventListener("pointermove", (event) => this.#point(event))
@@ -78,21 +80,25 @@ export class LossChart {
     this.curves = curves
     this.line = smoothed(losses[1], weight)
     const last = losses[0].at(-1)
+    const width = (this.width = Math.max(NARROWEST, this.picture.clientWidth || 720)) // drawn at its own size, so that words keep theirs
+    this.right = width - MARGIN
+    this.picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`)
     this.picture.setAttribute("aria-label", last === undefined ? t("Loss: no step yet") : t("Loss {loss} at step {step} of {steps}", { loss: figure(this.line.at(-1) ?? 0), step: last, steps }))
     if (last === undefined) {
-      this.picture.replaceChildren(svg("text", { x: (LEFT + RIGHT) / 2, y: (TOP + BOTTOM) / 2, class: "none", "text-anchor": "middle" }, t("no step yet")))
+      this.picture.replaceChildren(svg("text", { x: (LEFT + this.right) / 2, y: (TOP + BOTTOM) / 2, class: "none", "text-anchor": "middle" }, t("no step yet")))
       return
     }
     const [low, high] = span([...losses[1], ...validation[1]])
     this.end = Math.max(steps, last, 2)
-    const x = (step) => LEFT + ((RIGHT - LEFT) * step) / this.end
+    const right = this.right
+    const x = (step) => LEFT + ((right - LEFT) * step) / this.end
     const y = (loss) => BOTTOM - ((BOTTOM - TOP) * (Math.min(Math.max(loss, low), high) - low)) / (high - low)
     this.place = { x, y }
     const at = (points) => path(points.map(([step, loss]) => [x(step), y(loss)]))
     this.cursor = svg("g", { class: "cursor" })
     this.picture.replaceChildren(
       ...ticks(low, high).flatMap((value) => [
-        svg("line", { class: "grid", x1: LEFT, x2: RIGHT, y1: y(value), y2: y(value) }),
+        svg("line", { class: "grid", x1: LEFT, x2: right, y1: y(value), y2: y(value) }),
         svg("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, figure(value)),
       ]),
       ...ticks(0, this.end).map((step) => svg("text", { x: x(step), y: BOTTOM + 20, "text-anchor": "middle" }, step.toLocaleString())),
@@ -114,7 +120,7 @@ export class LossChart {
       return
     }
     const box = this.picture.getBoundingClientRect() // also right when the canvas is zoomed
-    const step = ((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (RIGHT - LEFT)) * (this.end ?? 1)
+    const step = ((((event.clientX - box.left) / box.width) * this.width - LEFT) / (this.right - LEFT)) * (this.end ?? 1)
     const [steps, values] = this.curves.losses
     let nearest = 0
     for (let index = 0; index < steps.length; index++) if (Math.abs(steps[index] - step) < Math.abs(steps[nearest] - step)) nearest = index

@@ -170,8 +170,9 @@ const named = (...pairs) => pairs.filter(([, value]) => value).map(([name, value
 /** One sentence on how it stands. @param {import("./api.mjs").Details} job */
 export function saying(job) {
   if (job.state === "queued") {
-    const night = job.hours ? t(" It begins between {hours}.", { hours: job.hours }) : ""
-    return (job.place && job.place > 1 ? t("Number {n} in the queue for the graphics card.", { n: job.place }) : job.phase || t("Waiting for its turn.")) + night
+    const night = job.hours ? t("It begins between {hours}.", { hours: job.hours }) : ""
+    const turn = job.place && job.place > 1 ? t("Number {n} in the queue for the graphics card.", { n: job.place }) : night ? "" : job.phase || t("Waiting for its turn.")
+    return [turn, night].filter(Boolean).join(" ")
   }
   if (job.state === "running") return job.phase
   if (job.state === "stopping") return t("Ends at the next step. What was done is kept.")
