@@ -13,6 +13,11 @@ BUNDLED = sorted(path.stem for path in comfy.WORKFLOWS.glob("*.json"))
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
+def _companions(told):
+    """Widgets of the canvas that are no input: what happens to a seed after a run, the button that uploads a picture."""
+    return [""] if told and (told[0].get("control_after_generate") or told[0].get("image_upload")) else []
+
+
 def as_api(workflow, nodes):
     """The API form of a graph as the canvas saves it."""
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
@@ -26,7 +31,8 @@ def as_api(workflow, nodes):
             for name, (kind, *told) in declared.items()
             if (isinstance(kind, list) or kind in WIDGETS) and not (told and told[0].get("forceInput"))
         ]
-        values = dict(zip(names, node["widgets_values"], strict=True))
+        names = [part for name in names for part in (name, *_companions(declared[name][1:]))]
+        values = {name: value for name, value in zip(names, node["widgets_values"], strict=True) if name}
         values |= {socket["name"]: links[socket["link"]] for socket in node["inputs"] if socket["link"]}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values, "_meta": {"title": node["title"]}}
     return prompt
