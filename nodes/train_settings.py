@@ -187,7 +187,7 @@ class EditLoraSettings(io.ComfyNode):
                 sockets.PAIRS.Input(
                     "held_out",
                     optional=True,
-                    tooltip="Pairs that are not trained on, to measure with: Create Correction Triplets has them.",
+                    tooltip="Pairs that are not trained on, to measure with, where you have some. Those of Create Correction Triplets are found without a link.",
                 ),
             ],
             outputs=[

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from comfyui_flenwheel.flywheel.errors import DatasetError
-from comfyui_flenwheel.training import trainset
+from comfyui_flenwheel.flywheel.triplets import load_triplets
+from comfyui_flenwheel.training import pairset, trainset
 
 from .conftest import triplets
 
@@ -66,3 +67,13 @@ def test_a_listing_that_makes_no_sense_is_an_error_in_words(folder, text):
     (folder / trainset.LISTING).write_text(text)
     with pytest.raises(DatasetError, match=r"is not readable|holds no images"):
         raise DatasetError(trainset.problems(trainset.read(folder), "")[0])
+
+
+def test_pairs_of_the_graph_are_written_once_and_the_projects_own_triplets_bring_what_is_held_out(folder, project):
+    own = load_triplets(project)
+    assert pairset.keep(project, own) == folder and len(trainset.read(folder).held_out) == 2
+    some = own.keeping([own.pairs[0].stem, own.pairs[1].stem])
+    kept = pairset.keep(project, some)
+    assert kept.parent == folder / "sets" and kept == pairset.keep(project, some) and len(trainset.read(kept).examples) == 2
+    held = pairset.keep(project, some, load_triplets(project, "held_out"))
+    assert held != kept and len(trainset.read(held).held_out) == 2
