@@ -27,13 +27,14 @@ VISION_PIXELS = 384 * 384  # what the vision encoder saw in training, per pictur
 class EditModel:
     """An instruction-editing model. None means: leave alone what the model brings.
 
-    `encoder`: "qwen" shows the pictures to the text encoder too, "text" does not. `shift`: of the flow-matching schedule.
+    `encoder`: "qwen" shows the pictures to the text encoder too, "text" does not. `clip_type`: what Load CLIP calls its kind. `shift`: of the flow-matching schedule.
     `reference_method`: how the controls get their places in the model. `schedule`: a scheduler's name, or "flux2". `controls`: at most.
     """
 
     name: str
     family: str
     encoder: str
+    clip_type: str
     shift: float | None
     reference_method: str | None
     cfg_norm: float | None
@@ -88,6 +89,12 @@ def known_loras() -> tuple[KnownLora, ...]:
 
 def known(file_name: str) -> KnownLora | None:
     return next((row for row in known_loras() if re.search(row.pattern, file_name, re.IGNORECASE)), None)
+
+
+def mismatches(model: str, loras: Iterable[StackedLora]) -> list[str]:
+    """What to tell of known LoRAs that were made for another edit model: they load, and work worse."""
+    rows = [(lora.name, row) for lora in loras if (row := known(lora.name)) and row.file and row.model != model]
+    return [f"{name} was made for {row.model}; on {model} it works worse or not at all." for name, row in rows]
 
 
 def steps_and_cfg(model: EditModel, loras: Iterable[StackedLora], steps: int, cfg: float) -> tuple[int, float]:

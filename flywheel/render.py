@@ -5,6 +5,7 @@ Running again is resuming: an order whose image is on the shelf is not made agai
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,9 +17,11 @@ from typing import Any
 from PIL import Image
 
 from .candidates import Shelf
-from .editors import Choosy, Edit, Editor, EditRequest, Foresighted, Rendered, fingerprint_of, key_of
+from .editors import Accountable, Choosy, Edit, Editor, EditRequest, Foresighted, Rendered, fingerprint_of, key_of
 from .errors import EditorError, EditorUnavailable, FlywheelError, StorageError
 from .images import png_bytes
+
+log = logging.getLogger("flenwheel")
 
 IN_FLIGHT = 2  # images being saved while the editor makes the next: more would only cost memory
 HOPELESS = 5  # failures in a row after which the editor, not the image, is taken to be at fault
@@ -70,6 +73,7 @@ class Run:
     failed: tuple[tuple[Order, str], ...]
     left: int  # orders not begun because of `limit`
     seconds: float
+    account: tuple[str, ...] = ()  # what the editor needed, in sentences
 
     @property
     def made(self) -> int:
@@ -123,7 +127,8 @@ class _Renderer(ExitStack):
                 else:
                     self._make(order, key, limit)
             self._settle(0)
-        return Run(tuple(self.finished), tuple(self.failed), left, time.monotonic() - self.started)
+        account = tuple(self._edit.account()) if isinstance(self._edit, Accountable) else ()
+        return Run(tuple(self.finished), tuple(self.failed), left, time.monotonic() - self.started, account)
 
     def _make(self, order: Order, key: str, limit: int) -> None:
         if self._edit is None:
@@ -142,6 +147,15 @@ class _Renderer(ExitStack):
             return
         seconds = time.monotonic() - began
         self.editing_s, self.edits, self.failures_in_a_row = self.editing_s + seconds, self.edits + 1, 0
+        if self.edits == 2:
+            pace = self.editing_s / 2
+            log.info(
+                "%s: %.1f s per image (the first two); about %.0f s for the other %d.",
+                self.editor.name,
+                pace,
+                pace * len(self.queue),
+                len(self.queue),
+            )
         made_by = fingerprint_of(self.editor, order.request)
         facts = {**order.facts, "editor": made_by, "notes": dict(rendered.notes), "seconds": round(seconds, 3)}
         future = self.saver.submit(_save, self.shelf, key, order, rendered.image, facts)
@@ -215,6 +229,7 @@ def summary(run: Run) -> Iterator[str]:
     found = len(run.finished) - run.made
     pace = f", {run.seconds / run.made:.1f} s each" if run.made else ""
     yield f"{run.made} images made in {run.seconds:.0f} s{pace}; {found} were there already."
+    yield from run.account
     if run.left:
         yield f"{run.left} images are left for the next run (limit)."
     for order, reason in run.failed:

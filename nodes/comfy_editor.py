@@ -79,7 +79,10 @@ class ComfyEditorNode(io.ComfyNode):
                 ),
                 io.Image.Input("picture_3", optional=True, tooltip="Shown as Picture 3 with every photo. Needs picture_2."),
             ],
-            outputs=[sockets.EDITOR.Output("editor", tooltip="Connect to Enrich Dataset or Preview Four.")],
+            outputs=[
+                sockets.EDITOR.Output("editor", tooltip="Connect to Enrich Dataset or Preview Four."),
+                io.String.Output("report", tooltip="The memory plan: what will lie where, the expected peak; and how each LoRA fits."),
+            ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             search_aliases=["qwen image edit", "kontext", "klein"],
         )
@@ -105,16 +108,19 @@ class ComfyEditorNode(io.ComfyNode):
         extras = tuple(_extra(picture) for picture in (picture_2, picture_3) if picture is not None)
         row = qwen.models()[edit_model]
         if len(extras) >= row.controls:
+            surplus = " and ".join(f"picture_{place}" for place in range(row.controls + 1, len(extras) + 2))
             raise EditorError(
-                f"{edit_model} takes {row.controls} pictures at most, the photo among them. Disconnect picture_{len(extras) + 1}."
+                f"{edit_model} takes {host.counted(row.controls, 'picture')} at most, the photo among them. Disconnect {surplus}."
             )
         options = Options(steps, cfg, sampler, negative_prompt.strip(), control_megapixels)
         above = graph_above(cls.hidden.dynprompt, cls.hidden.unique_id, ("model", "clip", "vae"))
         editor = ComfyEditor(row, model, clip, vae, above, options, loras or lora.LoraStack(), extras)
         refuse_wrong_models(editor)
-        for one in editor.loras:
-            fitted(model, one, edit_model)
-        return io.NodeOutput(editor)
+        fits = [str(fitted(model, one, edit_model)) for one in editor.loras]
+        controls = sorted({len(extras) + 1, row.controls})
+        plans = [f"1 MP, {host.counted(count, 'control')}: {editor.plan(width=1024, height=1024, controls=count)}" for count in controls]
+        text = "\n".join([*plans, *fits, *qwen.mismatches(edit_model, editor.loras)])
+        return io.NodeOutput(editor, text, ui=host.shown(text))
 
 
 def _extra(picture: torch.Tensor) -> tuple[str, Image.Image]:

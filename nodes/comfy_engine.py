@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import comfy.model_base
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
+import comfy.text_encoders.flux
 import comfy.text_encoders.qwen_image
 import latent_preview
 import node_helpers
@@ -29,10 +31,12 @@ from PIL import Image
 
 from ..flywheel import lora, qwen, registration
 from ..flywheel.editors import ControlRef, Edit, EditRequest, Rendered, Tick
+from ..flywheel.editors.qwen import memory
+from ..flywheel.editors.qwen.memory import Plan
 from ..flywheel.errors import EditorError
 from ..flywheel.images import open_image, value_key
 from ..flywheel.qwen import EditModel
-from . import host
+from . import comfy_plan, host
 from .comfy_loras import applied, fitted
 
 VERSION = "1"  # raise it when the same request gives other pixels
@@ -40,6 +44,11 @@ LOOKAHEAD = 32  # prompts encoded before the model is needed: about 10 MB of mem
 KEPT = 16  # control images, and negative prompts, whose encoding is kept
 MAX_TOKENS = 1024  # of a prompt without its pictures: what Qwen-Image was trained with
 BLACK = 3 / 255  # brightest value of a picture that counts as black
+CLASSES: dict[str, tuple[type, tuple[type, ...]]] = {  # by the type in Load CLIP: the model's class and what may read the prompt
+    "qwen_image": (comfy.model_base.QwenImage, (comfy.text_encoders.qwen_image.QwenImageTokenizer,)),
+    "flux": (comfy.model_base.Flux, (comfy.text_encoders.flux.FluxTokenizer,)),
+    "flux2": (comfy.model_base.Flux2, (comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.Flux2Tokenizer)),
+}
 _OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
 _BLACK_CAUSES = (
     "Known causes: SageAttention (start ComfyUI without --use-sage-attention), a VAE in half precision (--fp32-vae), a VAE or text encoder"
@@ -103,9 +112,18 @@ class ComfyEditor:
         }
         return told | {f"picture_{place}": key for place, (key, _) in enumerate(self.extras, 2)}
 
+    def plan(self, *, width: int, height: int, controls: int) -> Plan:
+        """What will lie where for an image of this size in px with so many controls of the same size. Loads nothing."""
+        _, cfg = qwen.steps_and_cfg(self.row, self.loras, self.options.steps, self.options.cfg)
+        batch = 1 if math.isclose(cfg, 1.0) else 2
+        return comfy_plan.plan(self.model, self.clip, self.vae, width=width, height=height, controls=controls, batch=batch)
+
     @contextmanager
     def session(self) -> Iterator[Edit]:
-        yield _Session(self)
+        session = _Session(self)
+        yield session
+        for line in session.account():
+            host.log.info("%s", line)
 
 
 class _Pulse:
@@ -134,17 +152,38 @@ class _Session:
         self.positives: dict[tuple[Any, ...], Any] = {}
         self.negatives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.pictures: OrderedDict[tuple[Any, ...], _Picture] = OrderedDict()
+        self.plan: Plan | None = None
+        self.images, self.seconds, self.switches = 0, 0.0, 0
 
     def expect(self, requests: Sequence[EditRequest]) -> None:
         self.coming = list(requests)
 
+    def account(self) -> list[str]:
+        if not self.images:
+            return []
+        device = self.base.load_device
+        return [memory.account(self.plan, device, images=self.images, seconds=self.seconds, switches=self.switches)]
+
     def __call__(self, request: EditRequest, tick: Tick) -> Rendered:
         self.pulse.tick, self.pulse.fraction = tick, 0.0
+        began = time.monotonic()
         try:
             tick(0.0)
-            return self._edit_or_make_room(request)
+            self._start(request)
+            rendered = self._edit_or_make_room(request)
+            self.images, self.seconds = self.images + 1, self.seconds + time.monotonic() - began
+            return rendered
         finally:
             self.pulse.tick = _no_tick  # whoever ticks knows this session: kept, the model could only be freed by a full garbage collection
+
+    def _start(self, first: EditRequest) -> None:
+        """Plan the memory once, for the largest image of the batch."""
+        if self.plan is None:
+            largest = max([first, *self.coming], key=lambda request: request.width * request.height)
+            controls = len(largest.controls) + len(self.editor.extras)
+            self.plan = self.editor.plan(width=largest.width, height=largest.height, controls=controls)
+            memory.start_measuring(self.base.load_device)
+            host.log.info("%s on %s", self.row.name, self.plan)
 
     def _edit_or_make_room(self, request: EditRequest) -> Rendered:
         try:
@@ -196,7 +235,7 @@ class _Session:
             model = self.base
             for one in loras:
                 model = applied(model, self.fits[one], one.weight)
-            self.patched = (loras, model)
+            self.patched, self.switches = (loras, model), self.switches + 1
         return self.patched[1]
 
     def _sample(self, request: EditRequest, loras: tuple[lora.StackedLora, ...], positive: Any, negative: Any) -> torch.Tensor:
@@ -343,13 +382,13 @@ def refuse_wrong_models(editor: ComfyEditor) -> None:
     """Sockets that do not belong together make grey noise and no error, so they are compared here."""
     row, inner = editor.row, editor.model.model
     problems: list[str] = []
-    is_qwen = isinstance(inner, comfy.model_base.QwenImage)
-    if is_qwen != (row.family == "Qwen-Image"):
-        problems.append(f"model is a {type(inner).__name__}, but {row.name} is chosen")
-    elif is_qwen and inner.diffusion_model.default_ref_method == "index_timestep_zero" and row.reference_method != "index_timestep_zero":
+    model_class, tokenizers = CLASSES[row.clip_type]
+    if type(inner) is not model_class:
+        problems.append(f"model is a {type(inner).__name__}, but {row.name} is chosen; load {row.named('diffusion_models')}")
+    elif row.clip_type == "qwen_image" and inner.diffusion_model.default_ref_method != row.reference_method == "index":
         problems.append(f"model is Qwen-Image-Edit-2511, but {row.name} is chosen")
-    if row.encoder == "qwen" and not isinstance(editor.clip.tokenizer, comfy.text_encoders.qwen_image.QwenImageTokenizer):
-        problems.append(f"clip is a {type(editor.clip.tokenizer).__name__}; load {row.named('text_encoders')} with type qwen_image")
+    if not isinstance(editor.clip.tokenizer, tokenizers):
+        problems.append(f"clip is a {type(editor.clip.tokenizer).__name__}; load {row.named('text_encoders')} with type {row.clip_type}")
     wanted = editor.model.get_model_object("latent_format").latent_channels
     with contextlib.suppress(AttributeError):  # another pack's VAE may not say
         if editor.vae.latent_channels != wanted:

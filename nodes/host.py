@@ -117,6 +117,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 control, 3 controls."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def broadcast(event: str, data: dict[str, Any]) -> None:
     """Tell every open tab, also those that did not queue the graph."""
     PromptServer.instance.send_sync(event, data)

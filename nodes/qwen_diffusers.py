@@ -9,7 +9,8 @@ import comfy.model_management
 import folder_paths
 from comfy_api.latest import io
 
-from ..flywheel import lora
+from ..flywheel import lora, qwen
+from ..flywheel.editors.qwen.jobs import row_of
 from ..flywheel.editors.qwen_diffusers import QwenDiffusers, QwenOptions, refuse_missing_libraries
 from . import host, sockets
 from .options import widgets
@@ -52,10 +53,9 @@ class QwenDiffusersNode(io.ComfyNode):
         model = editor.folder()
         fits = [str(fit) for fit in editor.fits(model)]
         plans = [
-            f"1 MP, {count} control{'s' if count > 1 else ''}: {editor.plan(model, width=1024, height=1024, controls=count)}"
-            for count in (1, 3)
+            f"1 MP, {host.counted(count, 'control')}: {editor.plan(model, width=1024, height=1024, controls=count)}" for count in (1, 3)
         ]
-        text = "\n".join([*plans, *fits])
+        text = "\n".join([*plans, *fits, *qwen.mismatches(row_of(model).name, editor.loras)])
         return io.NodeOutput(editor, text, ui=host.shown(text))
 
 

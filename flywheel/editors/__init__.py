@@ -118,6 +118,17 @@ class Foresighted(Protocol):
         ...
 
 
+@runtime_checkable
+class Accountable(Protocol):
+    """An `Edit` that can tell what it needed, for the report of a run."""
+
+    def __call__(self, request: EditRequest, tick: Tick, /) -> Rendered: ...
+
+    def account(self) -> Sequence[str]:
+        """What this session needed so far, in sentences; nothing before its first image."""
+        ...
+
+
 def key_of(editor: Editor, request: EditRequest) -> str:
     """The name of what this editor makes of this request."""
     return request.key(fingerprint_of(editor, request))

@@ -37,15 +37,26 @@ from flywheel import lora_files  # noqa: E402
 
 server.PromptServer(asyncio.new_event_loop())
 from comfy_extras.nodes_cfg import CFGNorm  # noqa: E402
+from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, RandomNoise, SamplerCustomAdvanced  # noqa: E402
+from comfy_extras.nodes_edit_model import ReferenceLatent  # noqa: E402
+from comfy_extras.nodes_flux import Flux2Scheduler, FluxGuidance  # noqa: E402
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow  # noqa: E402
 from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus  # noqa: E402
 from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
-from comfyui_flenwheel.nodes import comfy_engine, host  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_engine, comfy_plan, host  # noqa: E402
 
-spec = importlib.util.spec_from_file_location("tiny_qwen", HERE / "tiny_qwen" / "__init__.py")
-spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+def module_at(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny_qwen = module_at(HERE / "tiny_qwen" / "__init__.py")
+tiny_flux = module_at(HERE / "tiny_flux.py")
 
 where = folder_paths.get_full_path_or_raise
 SIZE = (128, 160)
@@ -311,6 +322,118 @@ def encoding_on_the_side():
     return apart(pixels(editor()), BASELINE)
 
 
+def plans():
+    """The plan of a session and the truth after it; and how it is planned for cards of several sizes, of which there is none here."""
+    made_by = editor(loras=[one("planned", when="camera")])
+    with made_by.session() as edit:
+        edit.expect([request(), request("Change camera angle to lower")])
+        before = edit.account()
+        for order in (request(), request("Change camera angle to lower")):
+            edit(order, quiet)
+        after = edit.account()
+    plan = made_by.plan(width=1024, height=1024, controls=1)
+    stored = sum(weight.nbytes for weight in MODELS["2511"].model.diffusion_model.state_dict().values()) / 2**30
+    known, rungs = comfy_plan._free, {}
+    parts = (plan.transformer, plan.text_encoder, plan.vae, plan.working)
+    for name, free in {
+        "large": plan.peak + 0.01,
+        "middle": plan.peak - min(parts[:2]) / 2,
+        "small": plan.working + plan.vae + 0.5001,
+    }.items():
+        comfy_plan._free = lambda device, free=free: free
+        rungs[name] = str(made_by.plan(width=1024, height=1024, controls=1))
+    comfy_plan._free = known
+    three = made_by.plan(width=1024, height=1024, controls=3)
+    return {
+        "before": before,
+        "after": after,
+        "stored": 0 <= plan.transformer - stored < 1e-4,
+        "rungs": rungs,
+        "more": three.working > plan.working,
+    }
+
+
+def flux():
+    """Kontext and klein against ComfyUI's own nodes of the same size; a LoRA for FLUX fits, one for Qwen does not; Kontext takes one picture."""
+    models = load_flux()
+    size, told = (160, 160), {}
+    picture = Image.open(PHOTO).convert("RGB").resize(size)
+    picture.save(Path(BASE) / "flux.png")
+    order = request(size=size, controls=(Path(BASE) / "flux.png",))
+    for row, kind, stock in (
+        ("FLUX.1 Kontext", "kontext", stock_kontext),
+        ("FLUX.2 klein", "klein", stock_klein),
+        ("FLUX.2 klein base", "klein", stock_klein),
+    ):
+        model, clip, vae = models[kind]
+
+        def made(loras=(), row=row, model=model, clip=clip, vae=vae):
+            stack = lora.LoraStack(tuple(loras))
+            return comfy_engine.ComfyEditor(qwen.models()[row], model, clip, vae, "graph", comfy_engine.Options(steps=2), stack)
+
+        latent = vae.encode(host.tensor(picture))
+        expected = vae.decode(stock(model, clip, latent, qwen.models()[row].cfg)).reshape(1, *size, 3)
+        ours = pixels(made(), order)
+        modules = {
+            "double_blocks.0.img_attn.proj": (128, 128),
+            "single_blocks.0.linear2": (128, 128 + 128 * (4 if kind == "kontext" else 3)),
+        }
+        fits = lora.stacked(file(f"{kind} lora", lora_files.tensors("ComfyUI", size=0.5, chosen=modules)), 1.0)
+        told[row] = {
+            "as stock": apart(ours, np.asarray(host.pictures(expected)[0], dtype=np.int16)),
+            "with lora": apart(ours, pixels(made([fits]), order))[1],
+            "wrong lora": refusal(lambda made=made: make(made([one("for qwen")]), order)),
+            "wrong clip": refusal(
+                lambda row=row, model=model, vae=vae: make(
+                    comfy_engine.ComfyEditor(qwen.models()[row], model, MODELS["clip"], vae, "graph", comfy_engine.Options(steps=2)), order
+                )
+            ),
+            "controls": list(made().controls),
+        }
+    return told
+
+
+def load_flux():
+    for (folder, name), state in tiny_flux.files(tiny_qwen.randomised).items():
+        tiny_qwen.write(folder, name, state)
+
+    def clip(kind, *names):
+        return comfy.sd.load_clip([where("text_encoders", name) for name in names], clip_type=kind)
+
+    def whole(model, clip, vae):
+        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(where("vae", vae)))
+        return comfy.sd.load_diffusion_model(where("diffusion_models", model)), clip, vae
+
+    return {
+        "kontext": whole(
+            "tiny_kontext.safetensors",
+            clip(comfy.sd.CLIPType.FLUX, "tiny_clip_l.safetensors", "tiny_t5.safetensors"),
+            "tiny_ae.safetensors",
+        ),
+        "klein": whole("tiny_klein.safetensors", clip(comfy.sd.CLIPType.FLUX2, "tiny_qwen3.safetensors"), "tiny_flux2_vae.safetensors"),
+    }
+
+
+def stock_conditioning(clip, latent, prompt):
+    encoded = nodes.CLIPTextEncode().encode(clip, prompt)[0]
+    return ReferenceLatent.execute(encoded, {"samples": latent}).args[0]
+
+
+def stock_kontext(model, clip, latent, cfg):
+    positive = FluxGuidance.execute(stock_conditioning(clip, latent, "Change background to forest"), 2.5).args[0]
+    return nodes.common_ksampler(model, 1, 2, cfg, "euler", "simple", positive, positive, {"samples": torch.zeros_like(latent)})[0][
+        "samples"
+    ]
+
+
+def stock_klein(model, clip, latent, cfg):
+    positive, negative = (stock_conditioning(clip, latent, prompt) for prompt in ("Change background to forest", ""))
+    guider = CFGGuider.execute(model, positive, negative, cfg).args[0]
+    noise, sampler = RandomNoise.execute(1).args[0], KSamplerSelect.execute("euler").args[0]
+    sigmas = Flux2Scheduler.execute(2, 160, 160).args[0]
+    return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, {"samples": torch.zeros_like(latent)}).args[0]["samples"]
+
+
 Image.open(PHOTO).convert("RGB").resize(SIZE).save(CONTROL)
 MODELS = load()
 BASELINE = pixels(editor())
@@ -326,6 +449,8 @@ CHECKS = (
     progress,
     ahead,
     encoding_on_the_side,
+    plans,
+    flux,
 )
 told = {}
 for check in CHECKS:

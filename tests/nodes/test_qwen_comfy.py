@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,22 @@ def test_prompts_are_encoded_before_the_first_image_and_the_images_are_the_same(
     ahead = told["ahead"]
     assert ahead["is"] and ahead["encoded before image"] == [0, 0, 0, 0], "three prompts and one negative"
     assert all(difference == NOTHING for difference in ahead["apart"])
+
+
+def test_the_memory_plan_is_told_before_and_the_truth_after(told):
+    plans = told["plans"]
+    assert plans["before"] == [] and plans["stored"] and plans["more"]
+    assert re.fullmatch(
+        r"2 images in [\d.]+ s, [\d.]+ s each; 1 LoRA switches; memory at most [\d.]+ GiB \(expected [\d.]+\)\.", plans["after"][0]
+    )
+    rungs = {"large": "everything stays on the card", "middle": "one after the other", "small": "one by one, which is slow"}
+    assert {name: words in plans["rungs"][name] for name, words in rungs.items()} == dict.fromkeys(rungs, True), plans["rungs"]
+
+
+@pytest.mark.parametrize(("row", "controls"), [("FLUX.1 Kontext", [1]), ("FLUX.2 klein", [1, 2, 3]), ("FLUX.2 klein base", [1, 2, 3])])
+def test_kontext_and_klein_are_rows_of_data_and_equal_to_the_stock_nodes(told, row, controls):
+    flux = told["flux"][row]
+    assert flux["as stock"] == NOTHING and flux["controls"] == controls
+    assert flux["with lora"] > 1
+    assert "for qwen.safetensors does not fit" in flux["wrong lora"] and "made for another model" in flux["wrong lora"]
+    assert "The connected models do not belong together" in flux["wrong clip"]

@@ -1,5 +1,7 @@
 """The bundled Qwen workflow in the real server, through both engines: toy weights in the real classes, real portraits."""
 
+import re
+import shutil
 import time
 
 import pytest
@@ -82,10 +84,13 @@ def test_two_stacked_loras_enrich_portraits_preview_first_and_nothing_twice(tiny
     shelf = Shelf(stage(tiny, name))
     assert len(shelf.files) == 4 and {lineage.facts["template"] for lineage in shelf.lineages.values()} == {BACKGROUNDS, CAMERA}
     assert "images are left: about" in waiting.text(PREVIEW) and waiting.outputs[PREVIEW]["images"]
+    assert "4 images in " in waiting.text(PREVIEW) and "memory at most" in waiting.text(PREVIEW)
+    assert "peak about" in waiting.text(EDITOR) and "angles.safetensors: 28 of 28 layers" in waiting.text(EDITOR)
 
     done = comfy.run(tiny.address, lap(engine, name, few))
     assert done.status == "success", done.error
     assert EDITOR in done.cached and "4 were there already" in done.text(ENRICH)
+    assert re.search(r"5 images in .* memory at most [\d.]+ GiB \(expected [\d.]+\)", done.text(ENRICH))
     shelf = Shelf(stage(tiny, name))
     notes = {lineage.facts["prompt"]: lineage.facts["notes"] for lineage in shelf.lineages.values()}
     assert notes["Change background to forest"]["loras"] == ["mine x 1"]
@@ -180,3 +185,91 @@ def test_interrupted_then_killed_then_resumed_with_the_same_bytes(tiny, few, eng
     first.unlink()
     comfy.run(tiny.address, prompt)
     assert images(tiny, name) == whole, "the fingerprint of the models is the same after a restart, and so are the pixels"
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------------------------
+
+
+def refused(server, graph, *says):
+    """The graph stops, and its message holds all of these words."""
+    outcome = comfy.run(server.address, graph)
+    assert outcome.status == "error" and [words for words in says if words not in outcome.error] == [], outcome.error
+
+
+def test_a_prompt_of_5000_words_is_refused_with_its_length(tiny, few, engine):
+    graph = lap(engine, f"words {engine}", few, Prompt_Set__prompts="Change background to a place " + "word " * 5000)
+    refused(tiny, graph, "Not one of ", "5,005 words", "Shorten it")
+
+
+def test_an_empty_file_among_the_photos_is_named_and_a_folder_of_nothing_else_refused(tiny, few, engine, tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    refused(tiny, lap(engine, f"empty {engine}", tmp_path), "empty.jpg", "0 bytes")
+
+
+@pytest.mark.parametrize("times", [1, 10**6])
+def test_running_out_of_memory_is_survived_once_and_explained_when_it_does_not_end(tiny, few, engine, times):
+    name = f"memory {times} {engine}"
+    graph = lap(engine, name, few, Prompt_Set__sources="source_001*", Prompt_Set__prompts="Change background to forest")
+    graph["21"] = {"class_type": "TinyOutOfMemory", "inputs": {"editor": [EDITOR, 0], "times": times}}
+    for user in (PREVIEW, ENRICH):
+        graph[user]["inputs"]["editor"] = ["21", 0]
+    if times == 1:
+        outcome = comfy.run(tiny.address, graph)
+        assert outcome.status == "success", outcome.error
+        assert len(images(tiny, name)) == 1
+    else:
+        refused(tiny, graph, "emory", "megapixels", "control_megapixels")
+        assert images(tiny, name) == {}
+
+
+def test_pictures_beyond_what_a_model_takes_are_refused(tiny, few):
+    graph = lap(COMFY, "pictures", few)
+    graph["22"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
+    graph[EDITOR]["inputs"]["picture_3"] = ["22", 0]
+    refused(tiny, graph, "picture_3 is connected but picture_2 is not")
+    graph[EDITOR]["inputs"]["picture_2"] = ["22", 0]
+    graph[EDITOR]["inputs"]["edit_model"] = "FLUX.1 Kontext"
+    refused(tiny, graph, "FLUX.1 Kontext takes 1 picture at most", "Disconnect picture_2 and picture_3")
+
+
+def test_models_that_do_not_belong_together_are_all_named(tiny, few):
+    graph = lap(COMFY, "wrong models", few)
+    graph[EDITOR]["inputs"]["edit_model"] = "FLUX.2 klein"
+    refused(
+        tiny,
+        graph,
+        "model is a QwenImage, but FLUX.2 klein is chosen",
+        "clip is a QwenImageTokenizer",
+        "qwen_3_4b.safetensors with type flux2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            lambda folder: shutil.rmtree(folder),
+            ["There is no Qwen-Image-Edit model folder", "54 GiB", "https://huggingface.co/Qwen", "never downloads"],
+        ),
+        (lambda folder: shutil.rmtree(folder / "vae"), ["vae is missing", "image encoder and decoder", "https://huggingface.co/Qwen"]),
+        (lambda folder: cut(next((folder / "transformer").glob("*.safetensors"))), ["transformer", "cut off", "download it again"]),
+        (
+            lambda folder: next((folder / "text_encoder").glob("*.safetensors")).write_text("<html>"),
+            ["text_encoder", "not a readable .safetensors"],
+        ),
+    ],
+    ids=["no folder", "no vae", "cut off", "web page"],
+)
+def test_missing_and_damaged_parts_of_a_folder_are_named_before_anything_is_made(tiny, tiny_folder, few, spoil, says):
+    folder = tiny.base / "models" / "diffusers" / "spoilt"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(folder.parent / tiny_folder, folder)
+    spoil(folder)
+    graph = lap(DIFFUSERS, "spoilt", few)
+    graph[EDITOR]["inputs"]["model"] = "spoilt"
+    refused(tiny, graph, *says)
+    assert not (tiny.base / "output" / "flenwheel" / "spoilt" / "data" / "enriched").exists()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])

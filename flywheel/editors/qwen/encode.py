@@ -55,7 +55,7 @@ def refuse_long(processor: Any, prompt: str) -> None:
     count = len(processor.tokenizer(prompt)["input_ids"])
     if count > MAX_TOKENS:
         raise EditorError(
-            f"The prompt has {count} tokens ({len(prompt.split())} words); Qwen-Image-Edit takes {MAX_TOKENS}. Shorten it: {prompt[:60]!r} …"
+            f"The prompt has {count} tokens ({len(prompt.split()):,} words); Qwen-Image-Edit takes {MAX_TOKENS}. Shorten it: {prompt[:60]!r} …"
         )
 
 

@@ -231,8 +231,6 @@ class Engine(ExitStack):
     def _counted(self, seconds: float) -> None:
         self.counts.images += 1
         self.counts.seconds += seconds
-        if self.counts.images == 2:
-            log.info("Qwen-Image-Edit: %.1f s per image (the first two).", self.counts.seconds / 2)
 
     def _notes(self, job: Job, seconds: float) -> dict[str, Any]:
         pictures = {control.path.name: self.inputs.picture(control).treatments for control in job.request.controls}
@@ -249,17 +247,18 @@ class Engine(ExitStack):
             **({"treated": treated} if treated else {}),
         }
 
+    def account(self) -> list[str]:
+        if not self.counts.images:
+            return []
+        switches = self.parts.adapters.switches if self.parts.adapters else 0
+        told = memory.account(
+            self.parts.plan, self.settings.device, images=self.counts.images, seconds=self.counts.seconds, switches=switches
+        )
+        return [told]
+
     def _told(self) -> None:
-        if self.counts.images:
-            log.info(
-                "%d images in %.1f s, %.2f s each; %d LoRA switches; memory at most %.1f GiB (expected %.1f).",
-                self.counts.images,
-                self.counts.seconds,
-                self.counts.seconds / self.counts.images,
-                self.parts.adapters.switches if self.parts.adapters else 0,
-                memory.measured_peak(self.settings.device),
-                self.parts.plan.peak if self.parts.plan else 0.0,
-            )
+        for line in self.account():
+            log.info("%s", line)
 
 
 def _forget_blocks(transformer: Any, threshold: float) -> None:

@@ -185,6 +185,15 @@ def measured_peak(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / GIB
 
 
+def account(plan: Plan | None, device: torch.device, *, images: int, seconds: float, switches: int) -> str:
+    """The truth after a run, beside what was expected."""
+    expected = f" (expected {plan.peak:.1f})" if plan else ""
+    return (
+        f"{images} images in {seconds:.1f} s, {seconds / images:.2f} s each; {switches} LoRA switches; memory at most"
+        f" {measured_peak(device):.1f} GiB{expected}."
+    )
+
+
 @contextlib.contextmanager
 def streamed(transformer: Any, device: torch.device) -> Iterator[None]:
     """While this lasts, each block comes to the device for its turn only."""

@@ -17,7 +17,6 @@ import folder_paths
 import safetensors.torch
 import torch
 
-NODE_CLASS_MAPPINGS = {}
 WIDTH, BLOCKS, TEXT = 64, 2, 64
 DIT = {"attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (8, 12, 12)}
 LLAMA = {"hidden_size": TEXT, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -80,3 +79,36 @@ write("diffusion_models", "tiny_2511.safetensors", lambda: dit("index_timestep_z
 write("diffusion_models", "tiny_2509.safetensors", lambda: dit("index"))
 write("text_encoders", "tiny_text_encoder.safetensors", text_encoder)
 write("vae", "tiny_vae.safetensors", vae)
+
+
+class OutOfMemory:
+    """Passes an editor on and lets the next `times` blocks of either engine's transformer run out of memory."""
+
+    left = 0
+    RETURN_TYPES, FUNCTION, CATEGORY = ("FLEN_EDITOR",), "arm", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"editor": ("FLEN_EDITOR",), "times": ("INT", {"default": 0, "max": 10**9})}}
+
+    def arm(self, editor, times):
+        OutOfMemory.left = times
+        blocks = [comfy.ldm.qwen_image.model.QwenImageTransformerBlock]
+        if editor.name == "qwen_diffusers":
+            from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
+
+            blocks.append(QwenImageTransformerBlock)
+        for block in blocks:
+            if not hasattr(block, "whole"):
+                block.whole, block.forward = block.forward, OutOfMemory.forward
+        return (editor,)
+
+    @staticmethod
+    def forward(block, *given, **named):
+        OutOfMemory.left -= 1
+        if OutOfMemory.left >= 0:
+            raise torch.cuda.OutOfMemoryError("simulated")
+        return block.whole(*given, **named)
+
+
+NODE_CLASS_MAPPINGS = {"TinyOutOfMemory": OutOfMemory}

@@ -1,0 +1,54 @@
+"""What ComfyUI's memory manager will keep on the card for an edit, said before it starts. By its own estimates; it decides, we only tell."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import comfy.model_management
+
+from ..flywheel.editors.qwen.memory import ROOM, Plan, Rung
+from ..flywheel.editors.qwen.models import GIB
+
+
+def plan(model: Any, clip: Any, vae: Any, *, width: int, height: int, controls: int, batch: int) -> Plan:
+    """For an image of this size in px with so many controls of the same size; `batch` counts guidance twice. Loads nothing."""
+    latent_format = model.get_model_object("latent_format")
+    ratio = latent_format.spacial_downscale_ratio
+    latent = [1, latent_format.latent_channels, *([1] if latent_format.latent_dimensions == 3 else []), height // ratio, width // ratio]
+    shown = [batch, latent[1], controls * prod(latent[2:])]
+    sampling = model.model.memory_required([batch, *latent[1:]], cond_shapes={"ref_latents": [shown]})
+    working = max(sampling, vae.memory_used_decode(latent, vae.vae_dtype)) / GIB
+    weights = {"transformer": _size(model), "text_encoder": _size(clip.patcher), "vae": _size(vae.patcher)}
+    free = _free(model.load_device)
+
+    def planned(rung: Rung, **fewer: float) -> Plan:
+        return Plan(
+            device=str(model.load_device),
+            free=free,
+            rung=rung,
+            precision="as stored",
+            text_precision="as stored",
+            tables=0.0,
+            working=working,
+            **(weights | fewer),
+        )
+
+    whole = next((one for one in (planned("resident"), planned("in turns")) if one.fits), None)
+    if whole is not None or free is None:
+        return whole or planned("resident")
+    return planned("streamed", transformer=max(0.0, free - working - weights["vae"] - ROOM))
+
+
+def _size(patcher: Any) -> float:
+    """GiB of weights, as they are stored."""
+    return patcher.model_size() / GIB
+
+
+def _free(device: Any) -> float | None:
+    """GiB that ComfyUI can have: what is free and what it holds and may let go. None on the CPU, where the system swaps."""
+    if device.type == "cpu":
+        return None
+    held = sum(one.model_loaded_memory() or 0 for one in comfy.model_management.current_loaded_models if one.device == device)
+    free: Any = comfy.model_management.get_free_memory(device)
+    return (free + held) / GIB
