@@ -15,11 +15,14 @@ from .dataset import Dataset, ImageRecord
 from .editors import ControlRef, Editor, EditRequest, key_of
 from .errors import EditorError, PromptError
 from .faces import Embedder
-from .images import open_image, size_for, write_json
+from .images import open_image, png_bytes, size_for, value_key, write_json
 from .lora import split_tags
 from .prompts import Prompt, PromptSet
+from .realign import realigned
 from .registration import FAR
 from .render import Finished, Order, Report, Run, render, silent, summary
+
+REALIGNED = "1"  # raise it when re-aligning the same edit gives other pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,12 @@ def enrich(
     sample_every: int = 10,
     limit: int = 0,
     drift: Drift | None = None,
+    realign: bool = False,
     report: Report = silent,
 ) -> Enriched:
     """Make the candidates of a plan into data/enriched/<version>/ and describe them in enrichment_metadata.json.
 
+    `realign` adds, beside every edit that is shifted or zoomed against its photo, a copy in the photo's frame as a candidate of its own.
     Finished images are kept and not made again. Every `sample_every`-th image is flagged for a close look (0: none). An image whose file a
     person deleted after rejecting it counts as finished.
 
@@ -89,15 +94,17 @@ def enrich(
         raise EditorError(f"Not one of {len(wanted)} images could be made. The first reason: {run.failed[0][1]}")
     shelf = Shelf(shelf.stage)  # a person may have sorted files while we were rendering
     chosen = tries.choose(shelf) if drift else [finished.request_key for finished in run.finished]
+    copies = _realigned(shelf, dataset, chosen) if realign else []
     for place, request_key in enumerate(chosen, 1):
         shelf.note(request_key, sample=bool(sample_every) and place % sample_every == 0)
-    images = tuple(record_of(shelf, request_key) for request_key in dict.fromkeys(chosen))
+    images = tuple(record_of(shelf, request_key) for request_key in dict.fromkeys([*chosen, *copies]))
     write_metadata(shelf)
     skipped = len(orders) - len(wanted)
     notes = (
         *summary(run),
         *tries.notes(),
         *_shifted(shelf, chosen),
+        *([f"{len(copies)} re-aligned copies lie beside them for your review."] if copies else []),
         *([f"{skipped} rejected images were deleted by hand and are left alone."] if skipped else []),
     )
     return Enriched(Dataset(dataset.project, "enriched", images), notes, run)
@@ -220,6 +227,39 @@ def _shifted(shelf: Shelf, keys: Sequence[str]) -> list[str]:
     return [
         f"{len(names)} images are shifted or zoomed against their photo by more than {FAR:.1%}, first {names[0]}: no use as training pairs."
     ]
+
+
+def _realigned(shelf: Shelf, dataset: Dataset, keys: Sequence[str]) -> list[str]:
+    """Request keys of the copies of these edits that are in the photo's frame; made where they are missing and nobody threw them away."""
+    sources = {image.key: image for image in dataset.images}
+    copies: list[str] = []
+    for request_key in dict.fromkeys(keys):
+        lineage = shelf.lineages[request_key]
+        copy_key = value_key(["realigned", REALIGNED, request_key])
+        source = sources.get(lineage.facts["source"]["key"])
+        if not lineage.facts["notes"].get("shifted") or source is None or _thrown_away(shelf, copy_key):
+            continue
+        if copy_key not in shelf.files:
+            edit = open_image(shelf.files[request_key]).image
+            copy = realigned(open_image(dataset.path(source)).image, edit)
+            if copy is None:
+                continue
+            notes = {
+                "realigned_from": request_key,
+                "undone_px": list(copy.undone_px),
+                "zoom": copy.zoom,
+                "mirrored_px": list(copy.mirrored_px),
+            }
+            facts = {**lineage.facts, "parents": [lineage.image_key], "notes": notes, "tries": [], "sample": False}
+            shelf.add(
+                copy_key,
+                f"{shelf.files[request_key].stem.rpartition('-')[0]}-realigned",
+                png_bytes(copy.image),
+                size=copy.image.size,
+                facts=facts,
+            )
+        copies.append(copy_key)
+    return copies
 
 
 def _try(shelf: Shelf, request_key: str, score: identity.IdentityScore) -> dict[str, Any]:

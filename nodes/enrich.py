@@ -15,6 +15,8 @@ from ..flywheel.sheets import stacked
 from . import host, sockets
 from .pictures import pairs
 
+FLAG, REALIGN = "flag", "flag and add a re-aligned copy"
+
 
 class EnrichDataset(io.ComfyNode):
     """Makes edited candidates of every photo. Each image is on disk before the bar moves on, so you can cancel, crash or restart: queue again
@@ -77,6 +79,13 @@ class EnrichDataset(io.ComfyNode):
                     step=0.01,
                     tooltip="Similarity below which an image counts as drifted: 0.60 is about where strangers begin.",
                 ),
+                io.Combo.Input(
+                    "shifted_edits",
+                    options=[FLAG, REALIGN],
+                    default=FLAG,
+                    optional=True,
+                    tooltip="Edits that slid or grew against their photo spoil training pairs. Flag them only, or also add a copy moved back into the photo's frame, for you to review.",
+                ),
                 sockets.REFERENCES.Input("references", optional=True, tooltip="The character's face; needed only for retries on drift."),
             ],
             outputs=[
@@ -104,6 +113,7 @@ class EnrichDataset(io.ComfyNode):
         limit: int,
         retries_on_drift: int,
         drift_threshold: float,
+        shifted_edits: str = FLAG,
         references: sockets.References | None = None,
     ) -> io.NodeOutput:
         drift = (
@@ -120,6 +130,7 @@ class EnrichDataset(io.ComfyNode):
             sample_every=sample_every,
             limit=limit,
             drift=drift,
+            realign=shifted_edits == REALIGN,
             report=host.Reporter(cls.hidden.unique_id, f"Enriching with {editor.name}"),
         )
         notes = [*enriched.notes]
