@@ -71,6 +71,12 @@ class ComfyEditorNode(io.ComfyNode):
                     step=0.05,
                     tooltip="Size at which the photo is shown to the model. 0 is the size of the result, which keeps both aligned; 0.5 is about 1.4 times as fast.",
                 ),
+                io.Boolean.Input(
+                    "modulation_tables",
+                    default=False,
+                    optional=True,
+                    tooltip="Qwen only: keep a third of the model's weights off the card by computing once what depends on the step alone. Same image. For cards on which the model does not fit; not yet tried on one.",
+                ),
                 sockets.LORAS.Input("loras", optional=True, tooltip="LoRA Stack: Lightning, angles, your own edit LoRA."),
                 io.Image.Input(
                     "picture_2",
@@ -99,6 +105,7 @@ class ComfyEditorNode(io.ComfyNode):
         sampler: str,
         negative_prompt: str,
         control_megapixels: float,
+        modulation_tables: bool = False,
         loras: lora.LoraStack | None = None,
         picture_2: torch.Tensor | None = None,
         picture_3: torch.Tensor | None = None,
@@ -112,7 +119,7 @@ class ComfyEditorNode(io.ComfyNode):
             raise EditorError(
                 f"{edit_model} takes {host.counted(row.controls, 'picture')} at most, the photo among them. Disconnect {surplus}."
             )
-        options = Options(steps, cfg, sampler, negative_prompt.strip(), control_megapixels)
+        options = Options(steps, cfg, sampler, negative_prompt.strip(), control_megapixels, modulation_tables)
         above = graph_above(cls.hidden.dynprompt, cls.hidden.unique_id, ("model", "clip", "vae"))
         editor = ComfyEditor(row, model, clip, vae, above, options, loras or lora.LoraStack(), extras)
         refuse_wrong_models(editor)

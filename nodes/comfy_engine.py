@@ -38,6 +38,7 @@ from ..flywheel.images import open_image, value_key
 from ..flywheel.qwen import EditModel
 from . import comfy_plan, host
 from .comfy_loras import applied, fitted
+from .comfy_tables import Tables, let_go
 
 VERSION = "1"  # raise it when the same request gives other pixels
 LOOKAHEAD = 32  # prompts encoded before the model is needed: about 10 MB of memory each
@@ -65,6 +66,7 @@ class Options:
     sampler: str = "euler"
     negative_prompt: str = ""
     control_megapixels: float = 0.0
+    modulation_tables: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,18 +112,23 @@ class ComfyEditor:
             "control_megapixels": f"{self.options.control_megapixels:g}",
             "loras": lora.fingerprint(loras),
         }
+        told |= {"modulation_tables": "1"} if self.options.modulation_tables else {}
         return told | {f"picture_{place}": key for place, (key, _) in enumerate(self.extras, 2)}
 
     def plan(self, *, width: int, height: int, controls: int) -> Plan:
         """What will lie where for an image of this size in px with so many controls of the same size. Loads nothing."""
-        _, cfg = qwen.steps_and_cfg(self.row, self.loras, self.options.steps, self.options.cfg)
+        steps, cfg = qwen.steps_and_cfg(self.row, self.loras, self.options.steps, self.options.cfg)
+        rows = steps + 1 if self.options.modulation_tables else 0
         batch = 1 if math.isclose(cfg, 1.0) else 2
-        return comfy_plan.plan(self.model, self.clip, self.vae, width=width, height=height, controls=controls, batch=batch)
+        return comfy_plan.plan(self.model, self.clip, self.vae, width=width, height=height, controls=controls, batch=batch, rows=rows)
 
     @contextmanager
     def session(self) -> Iterator[Edit]:
         session = _Session(self)
-        yield session
+        try:
+            yield session
+        finally:
+            session.close()
         for line in session.account():
             host.log.info("%s", line)
 
@@ -145,6 +152,8 @@ class _Session:
         self.editor, self.row, self.options = editor, editor.row, editor.options
         refuse_wrong_models(editor)
         self.fits = {one: fitted(editor.model, one, self.row.name) for one in dict.fromkeys(editor.loras)}
+        self.tables = Tables(editor.model) if self.options.modulation_tables else None
+        self.tabled: tuple[tuple[Any, ...], Any] = ((), None)
         self.pulse = _Pulse()
         self.base = self._prepared(editor.model)
         self.patched: tuple[tuple[lora.StackedLora, ...], Any] = ((), self.base)
@@ -175,6 +184,10 @@ class _Session:
             return rendered
         finally:
             self.pulse.tick = _no_tick  # whoever ticks knows this session: kept, the model could only be freed by a full garbage collection
+
+    def close(self) -> None:
+        if self.tables:
+            let_go(self.base)
 
     def _start(self, first: EditRequest) -> None:
         """Plan the memory once, for the largest image of the batch."""
@@ -232,16 +245,30 @@ class _Session:
 
     def _model_with(self, loras: tuple[lora.StackedLora, ...]) -> Any:
         if self.patched[0] != loras:
+            if self.tables:
+                let_go(self.base)
             model = self.base
             for one in loras:
                 model = applied(model, self.fits[one], one.weight)
             self.patched, self.switches = (loras, model), self.switches + 1
         return self.patched[1]
 
+    def _with_tables(self, model: Any, loras: tuple[lora.StackedLora, ...], steps: int) -> Any:
+        """The model with a row for every timestep of this schedule, and for time zero where its controls need it."""
+        assert self.tables
+        if self.tabled[0] != (loras, steps):
+            sampling = model.get_model_object("model_sampling")
+            sigmas = comfy.samplers.calculate_sigmas(sampling, self.row.schedule, steps)
+            let_go(self.base)
+            self.tabled = ((loras, steps), self.tables.installed(model, sampling.timestep(sigmas)))
+        return self.tabled[1]
+
     def _sample(self, request: EditRequest, loras: tuple[lora.StackedLora, ...], positive: Any, negative: Any) -> torch.Tensor:
         """Latents of the result, fp32: (1, C, H/8, W/8), with a frame axis where the model has one."""
         model = self._model_with(loras)
         steps, cfg = qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
+        if self.tables:
+            model = self._with_tables(model, loras, steps)
         latent = _empty(model, request.width, request.height)
         noise = comfy.sample.prepare_noise(latent, request.seed)
         previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
@@ -382,6 +409,8 @@ def refuse_wrong_models(editor: ComfyEditor) -> None:
     """Sockets that do not belong together make grey noise and no error, so they are compared here."""
     row, inner = editor.row, editor.model.model
     problems: list[str] = []
+    if editor.options.modulation_tables and row.clip_type != "qwen_image":
+        problems.append(f"modulation_tables is for Qwen-Image-Edit; switch it off for {row.name}")
     model_class, tokenizers = CLASSES[row.clip_type]
     if type(inner) is not model_class:
         problems.append(f"model is a {type(inner).__name__}, but {row.name} is chosen; load {row.named('diffusion_models')}")

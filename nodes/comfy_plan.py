@@ -9,10 +9,12 @@ import comfy.model_management
 
 from ..flywheel.editors.qwen.memory import ROOM, Plan, Rung
 from ..flywheel.editors.qwen.models import GIB
+from .comfy_tables import row_bytes, tabled_bytes
 
 
-def plan(model: Any, clip: Any, vae: Any, *, width: int, height: int, controls: int, batch: int) -> Plan:
-    """For an image of this size in px with so many controls of the same size; `batch` counts guidance twice. Loads nothing."""
+def plan(model: Any, clip: Any, vae: Any, *, width: int, height: int, controls: int, batch: int, rows: int = 0) -> Plan:
+    """For an image of this size in px with so many controls of the same size; `batch` counts guidance twice; `rows`: timesteps
+    in modulation tables, 0 without them. Loads nothing."""
     latent_format = model.get_model_object("latent_format")
     ratio = latent_format.spacial_downscale_ratio
     latent = [1, latent_format.latent_channels, *([1] if latent_format.latent_dimensions == 3 else []), height // ratio, width // ratio]
@@ -20,6 +22,9 @@ def plan(model: Any, clip: Any, vae: Any, *, width: int, height: int, controls: 
     sampling = model.model.memory_required([batch, *latent[1:]], cond_shapes={"ref_latents": [shown]})
     working = max(sampling, vae.memory_used_decode(latent, vae.vae_dtype)) / GIB
     weights = {"transformer": _size(model), "text_encoder": _size(clip.patcher), "vae": _size(vae.patcher)}
+    tables = row_bytes(model) * rows / GIB if rows else 0.0
+    if rows:
+        weights["transformer"] -= tabled_bytes(model) / GIB
     free = _free(model.load_device)
 
     def planned(rung: Rung, **fewer: float) -> Plan:
@@ -29,7 +34,7 @@ def plan(model: Any, clip: Any, vae: Any, *, width: int, height: int, controls: 
             rung=rung,
             precision="as stored",
             text_precision="as stored",
-            tables=0.0,
+            tables=tables,
             working=working,
             **(weights | fewer),
         )
@@ -37,7 +42,7 @@ def plan(model: Any, clip: Any, vae: Any, *, width: int, height: int, controls: 
     whole = next((one for one in (planned("resident"), planned("in turns")) if one.fits), None)
     if whole is not None or free is None:
         return whole or planned("resident")
-    return planned("streamed", transformer=max(0.0, free - working - weights["vae"] - ROOM))
+    return planned("streamed", transformer=max(0.0, free - working - tables - weights["vae"] - ROOM))
 
 
 def _size(patcher: Any) -> float:

@@ -45,7 +45,7 @@ from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus  # noqa: E402
 from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
-from comfyui_flenwheel.nodes import comfy_engine, comfy_plan, host  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_engine, comfy_plan, comfy_tables, host  # noqa: E402
 
 
 def module_at(path):
@@ -353,6 +353,35 @@ def plans():
     }
 
 
+def tables():
+    """Modulation tables: the same images with and without LoRAs, also on the tabled layers; fewer bytes loaded; everything as before afterwards."""
+    on = comfy_engine.Options(steps=3, cfg=2.0, modulation_tables=True)
+    off = comfy_engine.Options(steps=3, cfg=2.0)
+    mods = {"time_text_embed.timestep_embedder.linear_1": (64, 256), "norm_out.linear": (128, 64)}
+    odd = lora.stacked(file("on mods", lora_files.tensors("ComfyUI", size=0.5, chosen={**lora_files.modules(), **mods})), 1.0, "camera")
+    camera = request("Change camera angle to lower")
+    whole, told = MODELS["2511"].model_size(), {}
+    for name, loras, order in (("plain", [], request()), ("lora", [odd], camera)):
+        told[name] = apart(pixels(editor(options=off, loras=loras), order), pixels(editor(options=on, loras=loras), order))
+    told["2509"] = apart(*(pixels(editor("Qwen-Image-Edit-2509", "2509", options=options)) for options in (off, on)))
+    with editor(options=on, loras=[odd]).session() as edit:
+        loaded = []
+        for order in (request(), camera, request()):
+            edit(order, quiet)
+            loaded += [
+                one.model_loaded_memory() for one in comfy.model_management.current_loaded_models if one.model.is_clone(MODELS["2511"])
+            ]
+    told["loaded"] = [round(one / whole, 3) for one in loaded]
+    told["share"] = round(1 - comfy_tables.tabled_bytes(MODELS["2511"]) / whole, 3)
+    plans = [editor(options=options).plan(width=1024, height=1024, controls=1) for options in (off, on)]
+    told["plan"] = [round(plan.transformer * 2**30 / whole, 3) for plan in plans] + [plans[1].tables > 0]
+    told["afterwards"] = apart(pixels(editor()), BASELINE)
+    between = comfy_engine.Options(3, 2.0, "dpm_2", modulation_tables=True)
+    told["between"] = refusal(lambda: make(editor(options=between)))
+    told["after a failure"] = apart(pixels(editor()), BASELINE)
+    return told
+
+
 def flux():
     """Kontext and klein against ComfyUI's own nodes of the same size; a LoRA for FLUX fits, one for Qwen does not; Kontext takes one picture."""
     models = load_flux()
@@ -450,6 +479,7 @@ CHECKS = (
     ahead,
     encoding_on_the_side,
     plans,
+    tables,
     flux,
 )
 told = {}

@@ -119,3 +119,14 @@ def test_kontext_and_klein_are_rows_of_data_and_equal_to_the_stock_nodes(told, r
     assert flux["with lora"] > 1
     assert "for qwen.safetensors does not fit" in flux["wrong lora"] and "made for another model" in flux["wrong lora"]
     assert "The connected models do not belong together" in flux["wrong clip"]
+
+
+def test_modulation_tables_keep_a_third_of_the_weights_off_the_card_and_make_the_same_images(told):
+    tables = told["tables"]
+    assert all(tables[name][0] <= 1 for name in ("plain", "lora", "2509")), "to one step of 255; the rows are computed together"
+    assert tables["share"] < 0.67 and tables["loaded"] == [tables["share"]] * 3, (
+        "what ComfyUI's manager counts as loaded, LoRA changes included"
+    )
+    assert tables["plan"] == [1.0, tables["share"], True]
+    assert tables["afterwards"] == NOTHING == tables["after a failure"]
+    assert "between those of its schedule" in tables["between"] and "Choose euler" in tables["between"]
