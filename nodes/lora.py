@@ -33,26 +33,15 @@ class LoraStackNode(io.ComfyNode):
                     options=folder_paths.get_filename_list("loras"),
                     tooltip="A file of ComfyUI's models/loras folder, in whatever trainer's format.",
                 ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How strong it works. 1 is as trained, 0 is exactly as without it.",
-                ),
-                io.Boolean.Input("enabled", default=True, tooltip="Off takes it out of the stack and leaves the rest as it is."),
+                _strength("weight", "How strong it works. 1 is as trained, 0 is exactly as without it."),
+                _enabled(),
                 io.Combo.Input(
                     "when_to_use",
                     options=[lora.ALWAYS, *lora.KINDS, TAG],
                     default=lora.ALWAYS,
                     tooltip="Which prompts use it: every one, only those that ask for a background, lighting, style or camera change, or those that start with a tag.",
                 ),
-                io.String.Input(
-                    "tag",
-                    default="@angle",
-                    tooltip="With 'a tag…' above: prompts that start with this word use the LoRA. The word itself is not sent to the model.",
-                ),
+                _tag_widget(),
                 io.String.Input(
                     "trigger_words",
                     default="",
@@ -108,26 +97,15 @@ class LoraFromRegistry(io.ComfyNode):
                     options=[entry.choice for entry in lora_registry.entries(folder_paths.get_filename_list("loras"))],
                     tooltip="First those you trained here (project and file), then published ones with the model each was made for.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Times its usual weight, which the report shows. 1 is as recommended, 0 is exactly as without it.",
-                ),
-                io.Boolean.Input("enabled", default=True, tooltip="Off takes it out of the stack and leaves the rest as it is."),
+                _strength("strength", "Times its usual weight, which the report shows. 1 is as recommended, 0 is exactly as without it."),
+                _enabled(),
                 io.Combo.Input(
                     "when_to_use",
                     options=[USUAL, lora.ALWAYS, *lora.KINDS, TAG],
                     default=USUAL,
                     tooltip="Which prompts use it. 'as usual' is what it was made for, for example camera prompts for an angle LoRA.",
                 ),
-                io.String.Input(
-                    "tag",
-                    default="@angle",
-                    tooltip="With 'a tag…' above: prompts that start with this word use the LoRA. The word itself is not sent to the model.",
-                ),
+                _tag_widget(),
                 io.Boolean.Input(
                     "use_trigger_words",
                     default=True,
@@ -173,6 +151,22 @@ class LoraFromRegistry(io.ComfyNode):
             [lora_registry.described(entry, file), *words, f"{entry.name}: {file.described()}.", *off, f"Stack: {stack.described()}."]
         )
         return io.NodeOutput(stack, trigger, text, ui=host.shown(text))
+
+
+def _strength(name: str, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
+
+
+def _enabled() -> io.Boolean.Input:
+    return io.Boolean.Input("enabled", default=True, tooltip="Off takes it out of the stack and leaves the rest as it is.")
+
+
+def _tag_widget() -> io.String.Input:
+    return io.String.Input(
+        "tag",
+        default="@angle",
+        tooltip="With 'a tag…' above: prompts that start with this word use the LoRA. The word itself is not sent to the model.",
+    )
 
 
 def _path(name: str) -> Path:

@@ -21,6 +21,8 @@ def test_every_row_says_what_a_person_has_to_download():
         ("镜头转换", "Multiple angles (dx8152)"),
         ("qwen-image-edit-2511-multiple-angles-lora", "Multiple angles, 96 poses (fal)"),
         ("Qwen-Image-Edit-2509-Relight", "Relight (dx8152)"),
+        ("Qwen-Edit-Relight", "Relight (dx8152)"),
+        ("参考色调", "Light migration (dx8152)"),
         ("Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16", "Lightning, 4 steps (lightx2v)"),
         ("Qwen-Image-Edit-2509-Lightning-8steps-V1.0-bf16", "Lightning, 8 steps (lightx2v)"),
         ("my character v3", None),
