@@ -87,9 +87,8 @@ def _loaded(bench: Bench) -> tuple[Any, Any, Any]:
         [where("text_encoders", f"{name.format('text_encoder')}.safetensors")], clip_type=comfy.sd.CLIPType.QWEN_IMAGE
     )
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(where("vae", f"{name.format('vae')}.safetensors")))
-    if not bench.tiny:
-        for root in (model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model):
-            randomise(root)
+    for root in (model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model):
+        randomise(root)
     return model, clip, vae
 
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 for library in ("diffusers", "peft", "accelerate"):
     pytest.importorskip(library, reason=f"{library} is not installed (extra `diffusers`)")
 
-from comfyui_flenwheel.flywheel.editors.qwen import memory  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen import memory, quantised  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.models import open_folder  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -100,3 +100,19 @@ def test_the_page_says_how_far_the_goals_are_met(modules):
     assert "stays on a card of 24 GiB: 1 of 2 rows" in page
     assert "as the best peer: 1 of 2 rows (1.20 to 1.60)" in page
     assert "with one control: 1 of 1 rows" in page
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8", "w8a8", "fp8 of ComfyUI", "full"])
+def test_weights_are_made_random_and_are_all_numbers(modules, kind):
+    from bench import randomise
+
+    layer = torch.nn.Linear(256, 128)
+    with torch.no_grad():
+        layer.weight.zero_()
+        if kind == "fp8 of ComfyUI":
+            layer.weight = torch.nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+        elif kind != "full":
+            layer = quantised.linear(layer.weight, layer.bias, kind, dtype=torch.float32, device="cpu")
+    randomise(torch.nn.Sequential(layer))
+    numbers = layer.full(torch.float32) if isinstance(layer, quantised.ScaledLinear) else layer.weight.float()
+    assert torch.isfinite(numbers).all() and 0.003 < numbers.std() < 0.3 and abs(numbers.mean()) < 0.2 * numbers.std()
