@@ -314,6 +314,17 @@ def test_a_second_run_on_the_same_data_encodes_nothing_again(made):
     assert not any("encoding" in event["name"] or "text encoder" in event["name"] for event in told(job, "phase"))
 
 
+def test_tensorboard_finds_the_curves(made):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed; nothing else needs it")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job = made()
+    worked(job)
+    read = EventAccumulator(str(job.folder / "tensorboard")).Reload()
+    assert [(one.step, pytest.approx(one.value, abs=1e-4)) for one in read.Scalars("loss")] == job.losses()
+    assert [one.step for one in read.Scalars("validation_loss")] == [0, 3, 6]
+
+
 # --- what goes wrong
 
 
@@ -344,6 +355,22 @@ def test_a_full_disk_ends_the_run_in_words_and_keeps_what_was_finished(made, tmp
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "could not be written" in failed["message"] and failed["step"] == 2
     worked(job)
+
+
+def test_a_base_that_the_disk_has_no_room_for_is_refused_before_anything_runs(made, model, tmp_path):
+    """A header that tells of more weights than the disk could hold."""
+    import shutil
+    import struct
+
+    huge = tmp_path / "huge"
+    shutil.copytree(model, huge)
+    (stored,) = (huge / "transformer").glob("*.safetensors")
+    elements = 4 * shutil.disk_usage(tmp_path).free  # half a byte each, and something
+    header = json.dumps(
+        {"transformer_blocks.0.attn.to_q.weight": {"dtype": "BF16", "shape": [elements, 1], "data_offsets": [0, 0]}}
+    ).encode()
+    stored.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "free some space" in failure(made(base=huge, precision="nf4"))["message"]
 
 
 def test_a_model_that_is_not_there_is_refused_before_anything_runs(made, tmp_path):

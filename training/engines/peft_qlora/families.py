@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -92,14 +93,28 @@ def dtype_on(place: torch.device) -> torch.dtype:
     return torch.float32 if place.type == "cpu" else torch.bfloat16
 
 
-def base_fact(
-    model: ModelFolder, precision: str, dtype: torch.dtype, place: torch.device, without: Callable[[str], bool] = lambda _: False
-) -> str:
-    """What the frozen base is and weighs. `without`: layers that are not loaded."""
+def base_bytes(model: ModelFolder, precision: str, dtype: torch.dtype, without: Callable[[str], bool] = lambda _: False) -> int:
+    """What the frozen base weighs. `without`: layers that are not loaded."""
     size = sum(prod(shape) for name, (_, shape) in model.tensors("transformer").items() if not without(_owner(name)))
-    weight = size * BYTES.get(precision, torch.finfo(dtype).bits / 8) / GIB
+    return round(size * BYTES.get(precision, torch.finfo(dtype).bits / 8))
+
+
+def base_facts(model: ModelFolder, precision: str, place: torch.device, size: int, cache: Path) -> list[str]:
+    """What the base is, and the room it is going to take.
+
+    Raises:
+        EditorUnavailable: the disk has no room for the quantised base, which is kept.
+    """
     blocks = model.config("transformer")["num_layers"]
-    return f"{model.root.name}: {blocks} blocks, base of {weight:.2f} GiB ({precision}) on {place.type}"
+    kept = any((cache / "quantised").glob(f"{model.root.name}-{precision}-*.safetensors"))
+    if precision != "as stored" and not kept:
+        there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+        if (free := shutil.disk_usage(there).free) < size:
+            raise EditorUnavailable(
+                f"The disk has {free / GIB:.1f} GiB free, and the base in {precision}, which is kept in {cache.parent.name}/{cache.name}, takes"
+                f" {size / GIB:.1f} GiB: free some space."
+            )
+    return [f"{model.root.name}: {blocks} blocks, base of {size / GIB:.2f} GiB ({precision}) on {place.type}"]
 
 
 def _owner(name: str) -> str:

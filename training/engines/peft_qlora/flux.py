@@ -16,7 +16,7 @@ from ....flywheel.editors.qwen.models import ModelFolder, damage, read_json
 from ....flywheel.errors import EditorUnavailable
 from ....flywheel.images import content_key, value_key
 from .draws import shift_of
-from .families import Encoded, Say, Shown, base_fact, dtype_on, missing_encoded, read
+from .families import Encoded, Say, Shown, base_bytes, base_facts, dtype_on, missing_encoded, read
 from .plan import PATCH, Size
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Flux:
         self.vae: Any = None
 
     def facts(self) -> list[str]:
-        return [base_fact(self.model, self.options.precision, self.dtype, self.device)]
+        size = base_bytes(self.model, self.options.precision, self.dtype)
+        return base_facts(self.model, self.options.precision, self.device, size, self.folder)
 
     def layers(self) -> Mapping[str, tuple[int, int] | None]:
         return self.model.linears()

@@ -15,7 +15,7 @@ from ....flywheel.editors.qwen.models import open_folder
 from ....flywheel.editors.qwen.tensors import TensorFiles
 from ....flywheel.images import content_key, value_key
 from .draws import shift_of
-from .families import Encoded, Say, Shown, base_fact, dtype_on, missing_encoded, read
+from .families import Encoded, Say, Shown, base_bytes, base_facts, dtype_on, missing_encoded, read
 from .plan import PATCH, Size
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class QwenEdit:
         self.levels: dict[Size, torch.Tensor] = {}
 
     def facts(self) -> list[str]:
-        return [base_fact(self.model, self.options.precision, self.dtype, self.device, without=modulation.belongs)]
+        size = base_bytes(self.model, self.options.precision, self.dtype, without=modulation.belongs)
+        return base_facts(self.model, self.options.precision, self.device, size, self.folder)
 
     def layers(self) -> Mapping[str, tuple[int, int] | None]:
         return self.model.linears()
