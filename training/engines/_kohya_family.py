@@ -13,6 +13,7 @@ from typing import Any
 from ...flywheel.images import write_whole
 from ..errors import TrainingFailed
 from ..job import Job
+from ..spec import TrainingSpec
 from . import _launch
 
 _BAR = re.compile(r"steps:\s+\d+%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?(?:avr_loss=([-+.\w]+))?\]")
@@ -50,6 +51,23 @@ def train(
         job.append("note", text=f"goes on from step {done}")
     _launch.launch(command(path), job, read=read, done=done, seen=lambda line: _noticed(job, line, done, name))
     return _collect(job, engine, job.folder / "out" / f"{name}.safetensors")
+
+
+def keeping(spec: TrainingSpec, folder: Path, optimizer: str, blocks_to_swap: int) -> dict[str, Any]:
+    """Settings that both understand: what is saved and when, and what the optimizer and the swapping of blocks need."""
+    settings: dict[str, Any] = {
+        "save_every_n_steps": spec.save_every,
+        "save_last_n_steps": 4 * spec.save_every,
+        "save_state": True,
+        "save_last_n_steps_state": spec.save_every,
+        "seed": spec.seed,
+        "logging_dir": folder / "logs",
+    }
+    if optimizer.lower() == "adafactor":
+        settings |= {"optimizer_args": ["relative_step=False", "scale_parameter=False", "warmup_init=False"], "max_grad_norm": 0.0}
+    if blocks_to_swap:
+        settings["blocks_to_swap"] = blocks_to_swap
+    return settings
 
 
 def resume_point(job: Job) -> tuple[int, Path | None]:

@@ -128,22 +128,13 @@ def config(spec: TrainingSpec, files: Mapping[str, Path], folder: Path, done: in
         "t5xxl_max_token_length": 512,
         "max_data_loader_n_workers": 1,  # each holds a copy of the process in RAM
         "persistent_data_loader_workers": True,
-        "save_every_n_steps": spec.save_every,
-        "save_last_n_steps": 4 * spec.save_every,
-        "save_state": True,
-        "save_last_n_steps_state": spec.save_every,
-        "seed": spec.seed,
-        "logging_dir": folder / "logs",
+        **_kohya_family.keeping(spec, folder, options.optimizer, options.blocks_to_swap),
         "log_with": "tensorboard",
         "console_log_simple": True,
         "sample_prompts": folder / "config" / "prompts.txt",
         "sample_every_n_steps": spec.save_every,
         "sample_sampler": "euler",
     }
-    if options.optimizer == "Adafactor":
-        settings |= {"optimizer_args": ["relative_step=False", "scale_parameter=False", "warmup_init=False"], "max_grad_norm": 0.0}
-    if options.blocks_to_swap:
-        settings["blocks_to_swap"] = options.blocks_to_swap
     if not spec.sample_prompts:
         for name in ("sample_prompts", "sample_every_n_steps", "sample_sampler"):
             settings.pop(name)

@@ -242,17 +242,8 @@ def config(spec: TrainingSpec, files: Mapping[str, Path], folder: Path, dataset:
         "fp8_scaled": options.fp8,  # 8 bit without scales is visibly worse
         "max_data_loader_n_workers": 1,
         "persistent_data_loader_workers": True,
-        "save_every_n_steps": spec.save_every,
-        "save_last_n_steps": 4 * spec.save_every,
-        "save_state": True,
-        "save_last_n_steps_state": spec.save_every,
-        "seed": spec.seed,
-        "logging_dir": folder / "logs",
+        **_kohya_family.keeping(spec, folder, options.optimizer, options.blocks_to_swap),
     }
-    if options.optimizer == "adafactor":
-        settings |= {"optimizer_args": ["relative_step=False", "scale_parameter=False", "warmup_init=False"], "max_grad_norm": 0.0}
-    if options.blocks_to_swap:
-        settings["blocks_to_swap"] = options.blocks_to_swap
     if spec.sample_prompts:
         settings |= {"sample_prompts": folder / "config" / "prompts.txt", "sample_every_n_steps": spec.save_every}
     settings |= {"resume": state} if state else {}

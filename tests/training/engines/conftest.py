@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import time
 
@@ -92,3 +93,18 @@ def seen(folder):
 def gone(pid):
     """Ended; it may wait for its burial where no init does that."""
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def lay(root, files):
+    """Write files by name below a folder."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def inside(root, python, env, *words):
+    """What a script says that runs in an engine's own Python, from its checkout."""
+    done = subprocess.run([python, *words], env=env, capture_output=True, text=True, cwd=root, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

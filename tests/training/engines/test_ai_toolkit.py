@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.engines import _dataset, _launch, ai_toolkit
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 
-from .conftest import edit_job, own_python, posix, seen, until
+from .conftest import edit_job, inside, lay, own_python, posix, seen, until
 from .test_musubi import spec_of
 
 pytestmark = pytest.mark.slow
@@ -28,15 +27,16 @@ def checkout(tmp_path, monkeypatch):
         f"class {cls}:\n    def __init__(self, **kwargs):\n{''.join(f'        kwargs.get({key!r}, None){chr(10)}' for key in keys)}"
         for cls, keys in KNOWN.items()
     )
-    for name, text in {
-        "toolkit/config_modules.py": source,
-        "extensions_built_in/diffusion_models/qwen_image/plus.py": 'arch = "qwen_image_edit_plus"\n',
-        "run.py": (HERE / "fake_ai_toolkit.py").read_text(encoding="utf-8"),
-        "version.py": 'VERSION = "0.12.26"\n',
-        "FAKE": "ok",
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="utf-8")
+    lay(
+        root,
+        {
+            "toolkit/config_modules.py": source,
+            "extensions_built_in/diffusion_models/qwen_image/plus.py": 'arch = "qwen_image_edit_plus"\n',
+            "run.py": (HERE / "fake_ai_toolkit.py").read_text(encoding="utf-8"),
+            "version.py": 'VERSION = "0.12.26"\n',
+            "FAKE": "ok",
+        },
+    )
     own_python(root, "AITK_PYTHON", monkeypatch)
     monkeypatch.setenv("AITK_ROOT", str(root))
     return root
@@ -219,10 +219,8 @@ def test_its_reader_and_loader_see_every_setting_picture_and_control(project, tm
     path = job.folder / f"{job.id}.json"
     path.write_text(json.dumps(ai_toolkit.config(job.spec, "m", job.folder, folder, dataset)))
     python = _launch.interpreter(Path(root), ai_toolkit.PYTHON)
-    words = [python, HERE / "in_ai_toolkit.py", path]
-    done = subprocess.run(words, cwd=root, env=_launch.environment({}), capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.rpartition("READ")[2])
+    said = inside(root, python, _launch.environment({}), HERE / "in_ai_toolkit.py", path)
+    told = json.loads(said.rpartition("READ")[2])
     assert len(told["items"]) == 4 and {item["caption"].strip() for item in told["items"]} == {"make it night, keep the person identical"}
     for item in told["items"]:
         name = Path(item["path"]).name

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,7 @@ from comfyui_flenwheel.training import run, trainset
 from comfyui_flenwheel.training.engines import _launch, kohya
 from comfyui_flenwheel.training.job import Places
 
-from .conftest import gone, until
+from .conftest import gone, inside, until
 from .in_comfyui import patched
 
 ROOT = os.environ.get("SD_SCRIPTS_ROOT", "")
@@ -32,18 +31,8 @@ pytestmark = [
 ]
 
 
-def inside(*words):
-    root = Path(ROOT)
-    done = subprocess.run(
-        [_launch.interpreter(root, kohya.PYTHON), INSIDE, *words],
-        env=_launch.environment({}),
-        capture_output=True,
-        text=True,
-        cwd=root,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def ask(*words):
+    return inside(ROOT, _launch.interpreter(Path(ROOT), kohya.PYTHON), _launch.environment({}), INSIDE, *words)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +41,7 @@ def models(tmp_path_factory):
     if kept:
         return Path(kept)
     folder = tmp_path_factory.mktemp("models")
-    inside("models", str(folder))
+    ask("models", str(folder))
     return folder
 
 
@@ -62,7 +51,7 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, sp
     job = jobs.find_or_create(project.root, spec, Places(loras=tmp_path / "loras", models=(models,), comfyui=comfyui))
     assert kohya.Kohya().check(job)
     _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
-    inside("texts", str(job.folder / "dataset" / "r10"), str(TOKENS))
+    ask("texts", str(job.folder / "dataset" / "r10"), str(TOKENS))
 
     run.start(job)
     until(lambda: job.status().checkpoint >= 2 or job.status().is_over, 400)
@@ -98,7 +87,7 @@ def test_its_loader_reads_what_is_written(project, spec, folder, tmp_path):
     job = jobs.find_or_create(project.root, spec)
     rows = _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
     _launch.write_text(job.folder / "config" / "dataset.toml", kohya.dataset_toml(spec, rows, job.folder))
-    told = json.loads(inside("read", str(job.folder / "config" / "dataset.toml")).partition("READ")[2])
+    told = json.loads(ask("read", str(job.folder / "config" / "dataset.toml")).partition("READ")[2])
     assert sorted((item["repeats"], item["reg"]) for item in told if not item["reg"]) == [(3, False)] * 2 + [(10, False)] * 10
     assert {item["caption"] for item in told if not item["reg"]} == {"photo of ohwx_char person, front view"}
     assert {item["caption"] for item in told if item["reg"]} == {"person"}

@@ -13,7 +13,7 @@ from comfyui_flenwheel.training.errors import EngineNotInstalled, PreflightError
 from comfyui_flenwheel.training.spec import TrainingSpec
 from safetensors.numpy import save_file
 
-from .conftest import declared, edit_job, gone, own_python, posix, seen, until
+from .conftest import declared, edit_job, gone, lay, own_python, posix, seen, until
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -43,17 +43,18 @@ def spec_of(architecture, **changes):
 def checkout(tmp_path, monkeypatch):
     root = tmp_path / "Zoë's trainers" / "musubi-tuner"
     source = root / "src" / "musubi_tuner"
-    for name, text in {
-        "training/parser_common.py": declared(KNOWN["qwen_image"]),
-        "qwen_image/qwen_image_utils.py": 'VERSIONS = {"edit", "edit-2509", "edit-2511"}\n',
-        "qwen_image_train_network.py": (HERE / "fake_kohya.py").read_text(encoding="utf-8"),
-        "qwen_image_cache_latents.py": (HERE / "fake_musubi_cache.py").read_text(encoding="utf-8"),
-        "qwen_image_cache_text_encoder_outputs.py": (HERE / "fake_musubi_cache.py").read_text(encoding="utf-8"),
-        "FAKE": "ok",
-        "../../pyproject.toml": 'version = "0.3.4"\n',
-    }.items():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_text(text, encoding="utf-8")
+    lay(
+        source,
+        {
+            "training/parser_common.py": declared(KNOWN["qwen_image"]),
+            "qwen_image/qwen_image_utils.py": 'VERSIONS = {"edit", "edit-2509", "edit-2511"}\n',
+            "qwen_image_train_network.py": (HERE / "fake_kohya.py").read_text(encoding="utf-8"),
+            "qwen_image_cache_latents.py": (HERE / "fake_musubi_cache.py").read_text(encoding="utf-8"),
+            "qwen_image_cache_text_encoder_outputs.py": (HERE / "fake_musubi_cache.py").read_text(encoding="utf-8"),
+            "FAKE": "ok",
+            "../../pyproject.toml": 'version = "0.3.4"\n',
+        },
+    )
     own_python(root, "MUSUBI_PYTHON", monkeypatch)
     monkeypatch.setenv("MUSUBI_ROOT", str(root))
     return source

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
 from pathlib import Path
 
 import psutil
@@ -11,7 +10,7 @@ from comfyui_flenwheel.flywheel import lora
 from comfyui_flenwheel.training import proof, run
 from comfyui_flenwheel.training.engines import _dataset, _launch, musubi
 
-from .conftest import edit_job, until
+from .conftest import edit_job, inside, until
 from .in_comfyui import patched
 
 ROOT = os.environ.get("MUSUBI_ROOT", "")
@@ -25,14 +24,10 @@ INSIDE = Path(__file__).parent / "in_musubi.py"
 SMALL = {"fp8": False, "optimizer": "AdamW", "more": "num_layers = 1; max_data_loader_n_workers = 1"}
 
 
-def inside(*words):
-    root = Path(ROOT)
-    env = _launch.environment({"PYTHONPATH": str(root / "src")})
-    done = subprocess.run(
-        [_launch.interpreter(root, musubi.PYTHON), INSIDE, *words], env=env, capture_output=True, text=True, cwd=root, encoding="utf-8"
+def ask(*words):
+    return inside(
+        ROOT, _launch.interpreter(Path(ROOT), musubi.PYTHON), _launch.environment({"PYTHONPATH": str(Path(ROOT) / "src")}), INSIDE, *words
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +36,7 @@ def models(tmp_path_factory):
     if kept:
         return Path(kept)
     folder = tmp_path_factory.mktemp("models")
-    inside("models", str(folder))
+    ask("models", str(folder))
     return folder
 
 
@@ -52,7 +47,7 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, mo
     folder, dataset = _dataset.lay_out(job, musubi.LAYOUT)
     tool = musubi._Tool(Path(ROOT), _launch.interpreter(Path(ROOT), musubi.PYTHON), job, musubi._hub(job))
     tool.run(*musubi.caching(job.spec, musubi._files(job), folder)[0])  # the real autoencoder, through our command
-    inside("texts", str(folder / "dataset.toml"), "edit-2509")
+    ask("texts", str(folder / "dataset.toml"), "edit-2509")
     assert musubi._uncached(folder, musubi.FAMILIES["qwen_image_edit"], dataset) == []
     _launch.write_text(folder / "cache" / "complete", "\n")
 
@@ -97,7 +92,7 @@ def test_its_loader_reads_what_is_written(project, tmp_path):
     ):
         job = edit_job(project, "musubi", tmp_path, tmp_path, architecture=architecture, controls=most)
         folder, _ = _dataset.lay_out(job, musubi.LAYOUT)
-        told = json.loads(inside("read", str(folder / "dataset.toml"), version).partition("READ")[2])
+        told = json.loads(ask("read", str(folder / "dataset.toml"), version).partition("READ")[2])
         assert [item["name"] for item in sorted(told, key=lambda item: item["name"])] == ["p0001", "p0002", "p0003", "p0004"]
         assert all(item["caption"] == "make it night, keep the person identical" and item["repeats"] == 1 for item in told)
         greys = [40, 80, 120][:most]  # control n is that grey
