@@ -216,7 +216,7 @@ class Cause:
 CAUSES: dict[str, Cause] = {  # the first that matches the log tells
     "memory": Cause(
         re.compile(
-            r"OutOfMemoryError|CUDA out of memory|CUDNN_STATUS_(?:ALLOC|NOT_SUPPORTED|EXECUTION)|DefaultCPUAllocator: can't allocate|MemoryError"
+            r"OutOfMemoryError|CUDA out of memory|Insufficient Memory|ErrorOutOfMemory|CUDNN_STATUS_(?:ALLOC|NOT_SUPPORTED|EXECUTION)|DefaultCPUAllocator: can't allocate|MemoryError"
         ),
         "The memory was not enough.",
         "Choose the next smaller memory profile in the settings, close other programs that use the graphics card, and train again.",
@@ -254,7 +254,7 @@ CAUSES: dict[str, Cause] = {  # the first that matches the log tells
     ),
     "data": Cause(
         re.compile(
-            r"No data found|no image|No training items found|Could not find matching control|UnidentifiedImageError|extra keys not allowed|MultipleInvalid",
+            r"No data found|no image|No training items found|Could not find matching control|Missing control images|UnidentifiedImageError|extra keys not allowed|MultipleInvalid",
             re.IGNORECASE,
         ),
         "The trainer could not use the training set.",
