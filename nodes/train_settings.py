@@ -78,6 +78,13 @@ def _questions(kind: Kind) -> list[Any]:
     ]
 
 
+def _outputs() -> list[Any]:
+    return [
+        sockets.TRAINING.Output("training", tooltip="Connect to Train LoRA."),
+        io.String.Output("report", tooltip="Every value with the reason for it."),
+    ]
+
+
 class CharacterLoraSettings(io.ComfyNode):
     """Few questions; everything else comes from presets whose reasons are shown. Nothing is started here: connect Train LoRA."""
 
@@ -115,10 +122,7 @@ class CharacterLoraSettings(io.ComfyNode):
                     tooltip="Connect Export Training Set, so that it runs first. Without it the project's last export is used.",
                 ),
             ],
-            outputs=[
-                sockets.TRAINING.Output("training", tooltip="Connect to Train LoRA."),
-                io.String.Output("report", tooltip="Every value with the reason for it."),
-            ],
+            outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
             search_aliases=["lora", "dreambooth", "flux", "training config"],
         )
@@ -190,10 +194,7 @@ class EditLoraSettings(io.ComfyNode):
                     tooltip="Pairs that are not trained on, to measure with, where you have some. Those of Create Correction Triplets are found without a link.",
                 ),
             ],
-            outputs=[
-                sockets.TRAINING.Output("training", tooltip="Connect to Train LoRA."),
-                io.String.Output("report", tooltip="Every value with the reason for it."),
-            ],
+            outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
             search_aliases=["lora", "qwen image edit", "kontext", "triplets", "training config"],
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..flywheel import pair_doctor
 from ..flywheel.errors import FlywheelError, ProblemsError
-from . import engines, trainset
+from . import card, engines, hand_over, trainset
 from .errors import PreflightError
 from .job import Job
 from .spec import TrainingSpec
@@ -66,6 +66,9 @@ def check(job: Job, free: Free = lambda path: shutil.disk_usage(path).free) -> P
         facts += engines.engine(spec.engine).check(job)
     except ProblemsError as error:
         problems += error.problems or [str(error)]
+    if engines.uses_card(spec) and (seen := card.look()):
+        facts.append(str(seen))
+        warnings += _small_card(job, seen)
     needed, there = disk_needed(spec), free(job.folder)
     if there < needed:
         problems.append(f"the disk has {_gib(there)} free, and the run needs about {_gib(needed)}: free some space, or save less often")
@@ -82,6 +85,15 @@ def _amount(spec: TrainingSpec, found: trainset.TrainingSet) -> str:
         measured = f", {len(found.held_out)} more to measure with" if found.held_out else ""
         return f"{len(found.examples)} triplets of {found.controls} control{'s' * (found.controls > 1)}{measured}; {spec.steps} steps show each about {shown:.0f} times"
     return f"{len(found.examples)} images, every caption names {spec.instance_token}; {spec.steps} steps show each about {shown:.0f} times"
+
+
+def _small_card(job: Job, seen: card.Card) -> list[str]:
+    """A profile for a larger card may still fit: that is what a dry run is for."""
+    if seen.total >= hand_over.memory_needed(job):
+        return []
+    return [
+        f"The memory profile is for a larger card than this one with {card.gib(seen.total)}: choose a smaller one, or try a dry run first."
+    ]
 
 
 def _shapes(shapes: list[tuple[tuple[int, int], int]]) -> str:

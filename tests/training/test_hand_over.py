@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from comfyui_flenwheel.training import card, hand_over, run
+from comfyui_flenwheel.training import card, hand_over, preflight, run
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training.errors import Stopped, TrainingFailed
 from comfyui_flenwheel.training.job import Places
@@ -150,6 +150,18 @@ def test_a_smaller_card_than_the_profile_is_a_note_not_a_refusal(job, smi):
     smi("GPU-1, NVIDIA GeForce RTX 4060, 8188, 7900\n")
     hand_over.take_over(job, lambda _: None)
     assert "for a larger card than this one with 8.0 GiB" in job.events()[-1]["text"]
+
+
+def test_preflight_tells_the_card_and_warns_of_one_that_is_too_small(spec, project, smi):
+    smi("GPU-1, NVIDIA GeForce RTX 4060, 8188, 7900\n")
+    told = preflight.check(made(project, dataclasses.replace(spec, resolution=1024, options={"takes_card": True})))
+    assert "7.7 GiB of 8.0 GiB are free on NVIDIA GeForce RTX 4060" in told.facts
+    assert any("for a larger card than this one with 8.0 GiB" in warning for warning in told.warnings)
+    smi(FREE)
+    assert not any(
+        "larger card" in warning
+        for warning in preflight.check(made(project, dataclasses.replace(spec, resolution=1024, options={"takes_card": True}))).warnings
+    )
 
 
 def test_waiting_for_memory_can_be_stopped(job, smi):
