@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from ..errors import DatasetError, ImageError
-from ..images import MAX_PIXELS, write_whole
+from ..images import MAX_PIXELS, open_image, png_bytes, write_whole
 from ..pairs import Slot, match_key
 from .manifest import Found, Item, Layout, Manifest, Out, Source, slot_names
 
@@ -28,7 +28,9 @@ def write(manifest: Manifest, out: Out) -> None:
                 except ImageError as error:
                     out.problems.append(str(error))
                     continue
-                archive.writestr(_member(name), Path(picture.path).read_bytes() if content is None else content)
+                if content is None:  # written anew: the zip leaves this machine, and a PNG may hold prompts and workflows
+                    content = png_bytes(open_image(Path(picture.path)).image)
+                archive.writestr(_member(name), content)
             archive.writestr(_member(f"{item.id}.txt"), item.caption + "\n")
     out.names.append(ARCHIVE)
     path = out.folder / ARCHIVE

@@ -12,14 +12,16 @@ import numpy as np
 import psutil
 import pytest
 from aiohttp import web
+from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
 from comfyui_flenwheel.training import engines, preflight, run
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training.engines import _remote, replicate
 from comfyui_flenwheel.training.errors import PreflightError, Stopped, TrainingFailed
 from comfyui_flenwheel.training.job import Places
+from PIL import Image
 from safetensors.numpy import save
 
-from .conftest import edit_job, until
+from .conftest import edit_job, pairs, spec_for, until
 
 BAR = "flux_train_replicate:  {percent}%|###  | {step}/20 [00:10<00:10,  2.40s/it, lr: 4.0e-04 loss: {loss:.3e}]"
 FAMILIES = {"fal": "transformer.transformer_blocks.0.attn.to_q", "replicate": "transformer.transformer_blocks.0.attn.to_q"}
@@ -240,6 +242,17 @@ def test_it_is_sent_once_watched_fetched_and_proved(cloud, job):
     written = "".join(path.read_text(errors="replace") for path in job.folder.rglob("*") if path.suffix in (".json", ".jsonl", ".txt"))
     assert "secret" not in written, "the key is nowhere"
     assert not list(job.folder.rglob("evil.txt"))
+
+
+def test_no_prompt_or_workflow_in_a_picture_is_sent(cloud, project, tmp_path):
+    folder = pairs(project, count=2)
+    told = {"workflow": "what nobody else should read"}
+    for path in project.root.rglob("*_0*.png"):
+        write_whole(path, png_bytes(Image.open(path).convert("RGB"), told))
+    spec = spec_for(project, folder, "fal", options=AGREED)
+    trained(jobs.find_or_create(project.root, spec))
+    archive = zipfile.ZipFile(io.BytesIO(cloud.archives[0]))
+    assert len(archive.namelist()) == 6 and not any(b"nobody else" in archive.read(name) for name in archive.namelist())
 
 
 def test_nothing_is_sent_before_price_and_upload_are_agreed_to(cloud, project, spec, monkeypatch, tmp_path):
