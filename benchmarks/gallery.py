@@ -183,7 +183,7 @@ def write(rows: list[list[str]]) -> None:
     table = [head, "|---" * 10 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     text = f"""# The review page, and a naive grid
 
-ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, Python {platform.python_version()}. {FRAMES} frames of
+ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} (this benchmark makes about 2), Python {platform.python_version()}. {FRAMES} frames of
 {STEP_PX} px scrolling; {VERDICTS} verdicts one after the other (at most half of the images). Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
 few kB, which flatters the naive grid: real candidates are a hundred times as large on disk. The naive grid holds every image in the page at once, as
 its full file, and marks a card when the server has answered.

@@ -41,9 +41,13 @@ class Exported:
     notes: tuple[str, ...]
 
     def text(self) -> str:
-        lines = [f"{self.images} images with captions in {self.folder}", ""]
-        lines += [f"{'✔' if criterion.met else '✘'} {criterion.name}: {criterion.detail}" for criterion in self.criteria]
-        return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
+        return told(f"{self.images} images with captions in {self.folder}", self.criteria, self.notes)
+
+
+def told(heading: str, criteria: Sequence[Criterion], notes: Sequence[str]) -> str:
+    """A heading, which criteria are met, and what else a person should know."""
+    lines = [heading, "", *(f"{'✔' if criterion.met else '✘'} {criterion.name}: {criterion.detail}" for criterion in criteria)]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def export(good: Dataset, *, photographs: Dataset | None = None, pristine: Dataset | None = None, repeats: int = 10) -> Exported:

@@ -17,7 +17,7 @@ from .candidates import Shelf, record_of
 from .dataset import Dataset, ImageRecord
 from .desk import Desk
 from .errors import DatasetError
-from .export import Criterion
+from .export import Criterion, told
 from .images import content_key, write_json, write_whole
 from .ledger import LabelEvent
 from .project import Project, Stage, StageName
@@ -35,9 +35,7 @@ class Pristine:
     notes: tuple[str, ...]
 
     def text(self) -> str:
-        lines = [f"{len(self.dataset.images)} pristine images in {self.dataset.stage.folder}", ""]
-        lines += [f"{'✔' if criterion.met else '✘'} {criterion.name}: {criterion.detail}" for criterion in self.criteria]
-        return "\n".join([*lines, *([""] if self.notes else []), *self.notes])
+        return told(f"{len(self.dataset.images)} pristine images in {self.dataset.stage.folder}", self.criteria, self.notes)
 
 
 @dataclass(frozen=True, slots=True)

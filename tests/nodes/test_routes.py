@@ -191,15 +191,19 @@ def test_files_sorted_by_hand_show_up(server, candidates):
     assert state["counts"]["good"] == 1 and next(item for item in state["items"] if item["label"])["origin"] == "folder"
 
 
-def test_continue_queues_the_graph_from_the_gate(server, candidates):
-    name = candidates.project.name
-    prompt = {
+def one_image_to_a_gate(name, stage):
+    """A graph in which node 4 is a Review Gate over one image."""
+    return {
         "1": {"class_type": "FLEN_Project", "inputs": {"name": name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1}, "_meta": {"title": "P"}},
         "2": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}, "_meta": {"title": "E"}},
-        "3": {"class_type": "FLEN_ImagesToDataset", "inputs": {"project": ["1", 0], "images": ["2", 0], "stage": "enriched", "caption": "", "prompt": ""}, "_meta": {"title": "I"}},
+        "3": {"class_type": "FLEN_ImagesToDataset", "inputs": {"project": ["1", 0], "images": ["2", 0], "stage": stage, "caption": "", "prompt": ""}, "_meta": {"title": "I"}},
         "4": {"class_type": "FLEN_ReviewGate", "inputs": {"candidates": ["3", 0], "when_pending": "stop"}, "_meta": {"title": "G"}},
-        "5": {"class_type": "FLEN_ExportTrainingSet", "inputs": {"good": ["4", 0], "repeats": 1}, "_meta": {"title": "X"}},
     }  # fmt: skip
+
+
+def test_continue_queues_the_graph_from_the_gate(server, candidates):
+    prompt = one_image_to_a_gate(candidates.project.name, "enriched")
+    prompt["5"] = {"class_type": "FLEN_ExportTrainingSet", "inputs": {"good": ["4", 0], "repeats": 1}, "_meta": {"title": "X"}}
     assert "5" not in comfy.run(server.address, prompt).outputs
     key = comfy.review(server.address, candidates.project.folder_name)["items"][0]["key"]
     comfy.label(server.address, candidates.project.folder_name, {key: "good"})
@@ -212,15 +216,10 @@ def test_continue_queues_the_graph_from_the_gate(server, candidates):
 
 
 def test_the_strict_pass_fills_the_pristine_set_of_the_graph(server, candidates):
-    name = candidates.project.name
-    prompt = {
-        "1": {"class_type": "FLEN_Project", "inputs": {"name": name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1}, "_meta": {"title": "P"}},
-        "2": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 77}, "_meta": {"title": "E"}},
-        "3": {"class_type": "FLEN_ImagesToDataset", "inputs": {"project": ["1", 0], "images": ["2", 0], "stage": "synthetic", "caption": "", "prompt": ""}, "_meta": {"title": "I"}},
-        "4": {"class_type": "FLEN_ReviewGate", "inputs": {"candidates": ["3", 0], "when_pending": "stop"}, "_meta": {"title": "G"}},
-        "5": {"class_type": "FLEN_PristineSet", "inputs": {"reviewed": ["4", 0]}, "_meta": {"title": "S"}},
-        "6": {"class_type": "FLEN_ExportTrainingSet", "inputs": {"good": ["4", 0], "pristine": ["5", 0], "repeats": 1}, "_meta": {"title": "X"}},
-    }  # fmt: skip
+    prompt = one_image_to_a_gate(candidates.project.name, "synthetic")
+    prompt["5"] = {"class_type": "FLEN_PristineSet", "inputs": {"reviewed": ["4", 0]}, "_meta": {"title": "S"}}
+    linked = {"good": ["4", 0], "pristine": ["5", 0], "repeats": 1}
+    prompt["6"] = {"class_type": "FLEN_ExportTrainingSet", "inputs": linked, "_meta": {"title": "X"}}
     comfy.run(server.address, prompt)
     where = comfy.review_path(candidates.project.folder_name, "synthetic")
     key = comfy.call(server.address, where)[1]["items"][0]["key"]
