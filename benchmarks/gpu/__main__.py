@@ -79,7 +79,7 @@ def _all(wanted: list[Row], every: list[Row], options: argparse.Namespace) -> in
     results: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
     failed = 0
     for row in wanted:
-        if row.name in results and not results[row.name].get("again") and not options.again:
+        if _is_settled(results.get(row.name)) and not options.again:
             continue
         print(f"{row.name} …", flush=True)
         results[row.name] = _in_a_process(row, options)
@@ -89,6 +89,11 @@ def _all(wanted: list[Row], every: list[Row], options: argparse.Namespace) -> in
         store.with_suffix(".md").write_text(_page(results, every, card, options), encoding="utf-8")
     print(f"{store.with_suffix('.md')}: {sum('seconds' in made for made in results.values())} rows measured.")
     return 1 if failed else 0
+
+
+def _is_settled(made: dict[str, Any] | None) -> bool:
+    """Measured, or proved not to fit. All else may be better the next time: a ComfyUI given, a trainer there."""
+    return made is not None and ("error" not in made or made["error"].startswith("out of memory"))
 
 
 def _page(results: dict[str, Any], every: list[Row], card: str, options: argparse.Namespace) -> str:
