@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import nextafter
 from typing import Literal
-
-import numpy as np
 
 from .dataset import Dataset
 from .identity import MATCH, REVIEW, THRESHOLD, Scores
@@ -109,7 +108,7 @@ def floor(scores: Scores, threshold: float = THRESHOLD, *, best: int | None = No
         best = min(best or len(values), round(len(values) * percent / 100))
     if best is None or best >= len(values):
         return threshold
-    return max(threshold, values[best - 1] if best else np.nextafter(1.0, 2.0))
+    return max(threshold, values[best - 1] if best else nextafter(1.0, 2.0))
 
 
 def parts(scores: Scores, threshold: float = THRESHOLD, kept_from: float = 0.0) -> Parts:

@@ -74,7 +74,7 @@ class Live {
     const number = ++this.asked
     const values = this.node.widgets.filter(({ name }) => WIDGETS.includes(name)).map(({ name, value }) => [name, String(value)])
     const answer = await api.fetchApi(`/flenwheel/spread/${this.spread}?${new URLSearchParams(values)}`)
-    const told = await answer.json()
+    const told = await answer.json().catch(() => ({})) // a proxy may answer with a page
     if (number !== this.asked) return // a newer question is under way
     if (answer.ok) this.draw(told)
     else this.say(told.error ?? "No figures.")

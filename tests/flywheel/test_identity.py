@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 
@@ -297,6 +298,8 @@ def test_only_the_best_stay(album):
     assert kept() == ["p00", "p10", "p20", "p30", "p40", "p50"]
     assert kept(best=2) == ["p00", "p10"] and kept(best=100) == kept()
     assert kept(percent=50) == ["p00", "p10", "p20", "p30"], "half of the seven that were measured"
+    none = sifting.sift(scores, sifting.Sieve(0.6, "percent", 1))
+    assert json.dumps([bar.left_out for bar in sifting.spread(scores, none.kept_from, 4)]) == "[0, 0, 3, 4]", "also where none stays"
     assert kept(percent=1) == [] and kept(threshold=0.9, best=4) == ["p00", "p10"], "the threshold stays a threshold"
 
 
