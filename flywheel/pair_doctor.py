@@ -25,7 +25,8 @@ from .faces import Embedder
 from .identity import THRESHOLD, similarity
 from .images import content_key, open_image, png_bytes, value_key, write_json, write_whole
 from .instructions import parse
-from .pairs import Pair, PairedDataset, Picture, open_header
+from .pair_slots import Picture, open_header
+from .pairs import Pair, PairedDataset
 from .registration import Registration, onto, register
 
 VERSION = "1"  # raise it when the same files measure otherwise

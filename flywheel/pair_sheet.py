@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from PIL import Image
 
 from .images import open_image
-from .pairs import Pair, PairedDataset, Picture
+from .pair_slots import Picture
+from .pairs import Pair, PairedDataset
 from .sheets import Tile, contact_sheet
 
 

@@ -20,7 +20,8 @@ from .errors import DatasetError, ImageError, PromptError, StorageError
 from .faces import Embedder
 from .images import content_key, open_image, value_key, write_json, write_whole
 from .instructions import parse
-from .pairs import Pair, PairedDataset, Picture, open_header
+from .pair_slots import Picture, open_header
+from .pairs import Pair, PairedDataset
 from .project import Project, StageName
 
 ENOUGH = 10  # the process document's success criterion

@@ -20,6 +20,7 @@ from ..flywheel.faces import embedder
 from ..flywheel.images import content_key, png_bytes, value_key, write_whole
 from ..flywheel.layouts import LAYOUTS, Settings, export, import_dataset, plan
 from ..flywheel.pair_sheet import pair_sheet
+from ..flywheel.pair_slots import TARGET
 from ..flywheel.pairs import PairedDataset
 from ..flywheel.project import Project
 from ..flywheel.sheets import stacked
@@ -426,7 +427,7 @@ def _given(folders: Sequence[str], received: Sequence[torch.Tensor | None]) -> l
     Raises:
         DatasetError: a slot is empty before a filled one, or filled twice.
     """
-    names = pairs.TARGET, *(f"control_{number}" for number in range(1, pairs.MAX_CONTROLS + 1))
+    names = TARGET, *(f"control_{number}" for number in range(1, pairs.MAX_CONTROLS + 1))
     filled = [bool(folder.strip()) or images is not None for folder, images in zip(folders, received, strict=True)]
     count = 1 + max((number for number, full in enumerate(filled) if full), default=0)
     problems = [

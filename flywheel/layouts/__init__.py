@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..images import value_key, write_whole
-from ..pairs import OnProblem, PairedDataset, match_key, pair_up
+from ..pair_slots import match_key
+from ..pairs import OnProblem, PairedDataset, pair_up
 from . import aitoolkit, diffsynth, diffusers, fal, imagefolder, kohya, mflux, musubi
 from .manifest import MANIFEST, Layout, Manifest, Out, Settings, file_name, load_manifest, plan
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import DatasetError
-from ..pairs import MAX_CONTROLS, scan
+from ..pair_slots import scan
+from ..pairs import MAX_CONTROLS
 from .manifest import Found, Layout, Manifest, Out, quoted, slot_names
 
 

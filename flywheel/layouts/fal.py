@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DatasetError, ImageError
 from ..images import MAX_PIXELS, open_image, png_bytes, write_whole
-from ..pairs import Slot, match_key
+from ..pair_slots import Slot, match_key
 from .manifest import Found, Item, Layout, Manifest, Out, Source, slot_names
 
 ARCHIVE = "dataset.zip"

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import DatasetError
-from ..pairs import Slot, scan
+from ..pair_slots import Slot, scan
 from .manifest import Found, Layout, Manifest, Out, file_name, quoted
 
 CONTROL = "conditioning"

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..errors import DatasetError, ImageError
 from ..images import content_key, open_image, png_bytes, size_for, storage_error, value_key, write_whole
-from ..pairs import PairedDataset, Picture, Slot, match_key
+from ..pair_slots import Picture, Slot, match_key
+from ..pairs import PairedDataset
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..pairs import Slot, match_key, scan
+from ..pair_slots import Slot, match_key, scan
 from .manifest import Found, Layout, Manifest, Out
 
 FOLDER = "data"

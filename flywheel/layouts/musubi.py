@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ..errors import DatasetError
-from ..pairs import Slot, scan
+from ..pair_slots import Slot, scan
 from .manifest import Found, Layout, Manifest, Out, Row, found_in_rows, json_lines, quoted, read_rows, slot_names
 
 TARGET, CONTROL, LISTING = "target", "control", "items.jsonl"

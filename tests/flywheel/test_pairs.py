@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from comfyui_flenwheel.flywheel.errors import DatasetError
 from comfyui_flenwheel.flywheel.images import open_image
-from comfyui_flenwheel.flywheel.pairs import Pair, PairedDataset, captioned, load_pairs, match_key
+from comfyui_flenwheel.flywheel.pair_slots import match_key
+from comfyui_flenwheel.flywheel.pairs import Pair, PairedDataset, captioned, load_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
