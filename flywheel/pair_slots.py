@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,11 +115,11 @@ def scan(folder: Path, slot: str) -> Slot:
     return Slot(folder, slot, files, notes, texts)
 
 
-def read_headers(slots: Sequence[Slot]) -> Sequence[Slot]:
-    """Open every header, in threads; what cannot be opened is kept with the reason."""
+def read_headers(slots: Sequence[Slot], read: Callable[[Path], Picture | str] | None = None) -> Sequence[Slot]:
+    """Open every header, in threads; what cannot be opened is kept with the reason. `read`: in place of `header_or_reason`."""
     paths = [(slot, path) for slot in slots for paths in slot.files.values() for path in paths]
     with ThreadPoolExecutor(READERS, "flenwheel-headers") as pool:
-        for (slot, path), found in zip(paths, pool.map(lambda told: header_or_reason(told[1]), paths, chunksize=64), strict=True):
+        for (slot, path), found in zip(paths, pool.map(lambda told: (read or header_or_reason)(told[1]), paths, chunksize=64), strict=True):
             if isinstance(found, str):
                 slot.unreadable[path] = found
             else:
