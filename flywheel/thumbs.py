@@ -8,17 +8,24 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
 from .candidates import known_key
 from .errors import ImageError
 from .images import open_image, write_whole
-from .project import Project
 
 SIZES = (256, 512, 1024)
 QUALITY = 82
 METHOD = 2  # WebP effort: 4 takes twice as long for 3 % fewer bytes
+
+
+class Cached(Protocol):
+    """A project, or a set of pairs: has a folder for what can be made again."""
+
+    @property
+    def cache(self) -> Path: ...
 
 
 class ChangedOnDisk(ImageError):
@@ -33,13 +40,13 @@ class Thumbnails:
         self._making: dict[Path, Future[bytes]] = {}
         self._guard = threading.Lock()
 
-    def request(self, project: Project, key: str, path: Path, px: int) -> Future[bytes]:
+    def request(self, owner: Cached, key: str, path: Path, px: int) -> Future[bytes]:
         """The WebP bytes of a copy that fits into `px` x `px`, soon. The future raises what `open_image` does, and ChangedOnDisk.
 
         `px`: the next size of SIZES is taken.
         """
         px = next((size for size in SIZES if size >= px), SIZES[-1])
-        target = thumbnail_path(project, key, px)
+        target = thumbnail_path(owner, key, px)
         with self._guard:
             if target in self._making:
                 return self._making[target]
@@ -53,9 +60,9 @@ class Thumbnails:
             self._making.pop(target, None)
 
 
-def thumbnail_path(project: Project, key: str, px: int) -> Path:
+def thumbnail_path(owner: Cached, key: str, px: int) -> Path:
     """Where a thumbnail is kept; the folder can be deleted at will."""
-    return project.cache / "thumbs" / str(px) / key[:2] / f"{key}.webp"
+    return owner.cache / "thumbs" / str(px) / key[:2] / f"{key}.webp"
 
 
 def thumbnail(path: Path, px: int) -> bytes:

@@ -5,27 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
-from . import (
-    curate,
-    editors,
-    enrich,
-    export,
-    identity,
-    job_routes,
-    likeness,
-    pairs,
-    pictures,
-    pristine,
-    project,
-    prompts,
-    queue_gate,
-    repair,
-    review,
-    routes,
-    train,
-    train_compare,
-    train_settings,
-)
+from . import (curate, editors, enrich, export, identity, job_routes, likeness, pair_routes, pairs, pictures, pristine, project, prompts, queue_gate, repair, review, routes, train, train_compare, train_settings)
 
 NODES: list[type[io.ComfyNode]] = [
     *project.NODES,
@@ -52,6 +32,7 @@ class FlenwheelExtension(ComfyExtension):
         routes.register()
         job_routes.register(PromptServer.instance.routes)
         queue_gate.install()
+        pair_routes.register(PromptServer.instance.routes)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

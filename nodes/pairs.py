@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,18 @@ from ..flywheel.project import Project
 from ..flywheel.sheets import stacked
 from . import host, sockets
 from .options import widgets
+from .pair_routes import sets, shelf_of_pairs
 
 PREVIEWED = 12
 ANY_MODEL, ANY_LAYOUT = "any", "recognise it"
 REPORT_ONLY = "report only"
 
 
-def shelf_of_pairs() -> Path:
-    """Where copies, exports and measurements of pairs go that belong to no project. No project can be called so."""
-    return host.home() / "_pairs"
-
-
 class LoadPairedDataset(io.ComfyNode):
     """Loads a target folder and one to three control folders for training an image editor. Files belong together when their names are the same,
     whatever their ending and the case of their letters: 01.png in the target folder pairs with 01.jpg in control 1. Anything missing, doubled or
-    unreadable stops here, and everything is named at once: nothing can slip into another's place."""
+    unreadable stops here, and everything is named at once: nothing can slip into another's place. Leave all folders empty to use the set of this
+    name that was built in the panel."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -51,7 +49,11 @@ class LoadPairedDataset(io.ComfyNode):
             description=cls.__doc__ or "",
             is_output_node=True,
             inputs=[
-                io.String.Input("name", default="my pairs", tooltip="Name of the dataset; it also names the folders of its exports."),
+                io.String.Input(
+                    "name",
+                    default="my pairs",
+                    tooltip="Name of the dataset and of the set in the panel below; it also names the folders of its exports.",
+                ),
                 io.String.Input(
                     "target",
                     default="",
@@ -101,7 +103,9 @@ class LoadPairedDataset(io.ComfyNode):
     def fingerprint_inputs(cls, target: str, control_1: str, control_2: str, control_3: str, **inputs: Any) -> str:
         """Changes when a file in one of the folders does."""
         listings = [_listing(folder) for folder in (target, control_1, control_2, control_3)]
-        return value_key([listings, sorted((name, str(value)) for name, value in inputs.items() if isinstance(value, str))])
+        built = sets.get(str(inputs.get("name", "")))
+        words = sorted((name, str(value)) for name, value in inputs.items() if isinstance(value, str))
+        return value_key([listings, words, built.listing() if built else []])
 
     @classmethod
     def execute(
@@ -121,16 +125,10 @@ class LoadPairedDataset(io.ComfyNode):
         control_3_images: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         received = (target_images, control_1_images, control_2_images, control_3_images)
-        given = _given((target, control_1, control_2, control_3), received)
-        dataset = pairs.load_pairs(
-            given[0],
-            given[1:],
-            name=name,
-            labels=labels.split(","),
-            instruction=instruction,
-            trigger_word=trigger_word,
-            on_problem=on_problem,
-        )
+        folders = (target, control_1, control_2, control_3)
+        built = None if any(map(str.strip, folders)) or any(images is not None for images in received) else sets.get(name)
+        read = built.dataset if built else partial(pairs.load_pairs, *_from_first(_given(folders, received)), name=name)
+        dataset = read(labels=labels.split(","), instruction=instruction, trigger_word=trigger_word, on_problem=on_problem)
         text = _described(dataset)
         host.log.info("Loaded %s", text.splitlines()[0])
         sheet = host.tensor(pair_sheet(dataset, dataset.pairs[:PREVIEWED], cell_px=192))
@@ -443,6 +441,10 @@ def _given(folders: Sequence[str], received: Sequence[torch.Tensor | None]) -> l
     return [
         host.folder(folder) if images is None else _saved(images) for folder, images in zip(folders[:count], received[:count], strict=True)
     ]
+
+
+def _from_first(folders: Sequence[Path]) -> tuple[Path, Sequence[Path]]:
+    return folders[0], folders[1:]
 
 
 def _saved(images: torch.Tensor) -> Path:

@@ -21,22 +21,23 @@ export const unreachable = (error) => error instanceof TypeError || error instan
 /** Who decides, and how. @typedef {{reviewer: string, pass: Pass, blind: boolean}} Way */
 
 const within = ({ project, stage, version }) => [project, stage, version].map(encodeURIComponent).join("/")
-const address = (path) => new URL(path, HOME).href
+/** @param {string} path relative to …/flenwheel/ */
+export const address = (path) => new URL(path, HOME).href
 const query = (values) => {
   const given = Object.entries(values).filter(([, value]) => value !== undefined && value !== null && value !== "")
   return given.length ? `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}` : ""
 }
 
 /**
- * @param {string} path relative to …/flenwheel/ @param {{method?: string, json?: any, body?: Blob}} [sent]
+ * @param {string} path relative to …/flenwheel/ @param {{method?: string, json?: any, body?: Blob, patience_ms?: number}} [sent]
  * @returns {Promise<any>}
  * @throws {ServerError} the server said no; a TypeError or DOMException means that it could not be reached.
  */
-export async function request(path, { method, json, body } = {}) {
+export async function request(path, { method, json, body, patience_ms = TIMEOUT_MS } = {}) {
   const content = body ?? (json === undefined ? undefined : JSON.stringify(json))
   const headers = content === undefined ? undefined : { "Content-Type": body ? body.type || "application/octet-stream" : "application/json" }
   const options = { method: method ?? (content === undefined ? "GET" : "POST"), headers, body: content, cache: /** @type {const} */ ("no-store") }
-  const response = await fetch(address(path), { ...options, signal: AbortSignal.timeout(TIMEOUT_MS) })
+  const response = await fetch(address(path), { ...options, signal: AbortSignal.timeout(patience_ms) })
   const answer = await response.json().catch(() => null)
   if (!response.ok) throw new ServerError(response.status, answer?.error ?? `ComfyUI answered ${response.status} ${response.statusText}.`)
   if (answer === null) throw new ServerError(response.status, "ComfyUI answered something that is not JSON. Is FLENwheel still installed?")

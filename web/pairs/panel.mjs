@@ -1,0 +1,292 @@
+/**
+ * The panel that builds a set of pairs: tabs for target and controls, files dropped in, problems where they are, words by keyboard. A page of its
+ * own (/flenwheel/pairs?set=name), and the inside of the node Load Paired Dataset (&embedded=1).
+ */
+
+import { ask } from "../review/api.mjs"
+import { button, element, find } from "../review/dom.mjs"
+import { count, learn, t, translate } from "../review/lang.mjs"
+import { create, overview, state as stateOf, tell } from "./api.mjs"
+import { exportAs, findAndReplace, importFrom, tellAll } from "./dialogs.mjs"
+import { dropped, send, slotOf } from "./files.mjs"
+import { LINE_PX, TILE_PX, columnsFor, line, takesDrops, tiles } from "./sheet.mjs"
+import { tabs } from "./tabs.mjs"
+import { Windowed } from "./windowed.mjs"
+
+const query = new URLSearchParams(location.search)
+const NOTE = "flenwheel.pairing-understood"
+const TOAST_MS = 8000
+
+class Panel {
+  tab = 0
+  view = "sheet"
+  onlyProblems = false
+  /** @type {Map<string, import("./api.mjs").Finding[]>} */
+  findings = new Map()
+
+  /** @param {import("./api.mjs").PairSet} set */
+  constructor(set) {
+    this.list = new Windowed(find("#scroller"))
+    this.does = {
+      put: (data, slot, row) => void this.fill(data, slot, row),
+      take: (slot, name) => void this.takeOut({ slot, names: [name] }, name),
+      drop: (row) => void this.takeOut({ keys: [row.key] }, row.stem),
+      caption: (row, words) => void this.saveCaption(row, words),
+      next: (row, by) => this.goOn(row, by),
+      mend: (row) => void this.mend([row.key]),
+    }
+    this.bind()
+    this.show(set)
+  }
+
+  bind() {
+    takesDrops(document.body, (data) => void this.take(data))
+    const picker = find("#picker")
+    picker.addEventListener("change", () => {
+      void this.upload([...picker.files].map((file) => ({ file, slot: this.slot.slot })))
+      picker.value = ""
+    })
+    find("#choose-files").addEventListener("click", () => picker.click())
+    find("#import").addEventListener("click", () => void this.bringIn(picker))
+    find("#replace").addEventListener("click", () => void this.replace())
+    find("#examine").addEventListener("click", () => void this.examine())
+    find("#export").addEventListener("click", () => void this.export())
+    find("#only-problems").addEventListener("click", () => { this.onlyProblems = !this.onlyProblems; this.draw() })
+    find("#instruction").addEventListener("change", (event) => void this.change("", { instruction: event.target.value }))
+    for (const choice of document.querySelectorAll("[data-view]")) choice.addEventListener("click", () => { this.view = choice.dataset.view; this.draw() })
+    addEventListener("focus", () => void this.refresh())
+    new ResizeObserver(() => this.view === "files" && this.draw()).observe(find("#scroller"))
+  }
+
+  get slot() {
+    return this.set.slots[Math.min(this.tab, this.set.slots.length - 1)]
+  }
+
+  get rows() {
+    return this.onlyProblems ? this.set.rows.filter(({ key, problems }) => problems.length || this.findings.has(key)) : this.set.rows
+  }
+
+  /** @param {import("./api.mjs").PairSet} set */
+  show(set) {
+    this.set = set
+    this.draw()
+  }
+
+  draw() {
+    const { set } = this
+    document.title = `${set.name} · ${t("FLENwheel pairs")}`
+    find("#name").textContent = set.name
+    this.tab = Math.min(this.tab, set.slots.length - 1)
+    tabs(set, this.tab, {
+      open: (tab) => { this.tab = tab; this.draw() },
+      add: () => void this.change("controls", { add: true }).then(() => { this.tab = this.set.slots.length - 1; this.draw() }),
+      remove: (slot) => void this.change("controls", { remove: slot }),
+      describe: (slot, values) => void this.change("", { slots: { [slot]: values } }),
+    })
+    this.#alert()
+    const wrong = set.rows.filter(({ key, problems }) => problems.length || this.findings.has(key)).length
+    const whole = set.rows.length - set.problems
+    find("#summary").textContent = wrong
+      ? `${count(whole, "{n} pair fits", "{n} pairs fit")}, ${count(wrong, "{n} has a problem", "{n} have problems")}`
+      : count(set.rows.length, "{n} pair, complete", "{n} pairs, all complete")
+    const only = find("#only-problems")
+    only.textContent = count(wrong, "Only problems ({n})", "Only problems ({n})")
+    only.disabled = !wrong && !this.onlyProblems
+    only.setAttribute("aria-pressed", String(this.onlyProblems))
+    for (const choice of document.querySelectorAll("[data-view]")) choice.setAttribute("aria-pressed", String(choice.dataset.view === this.view))
+    const instruction = find("#instruction")
+    if (document.activeElement !== instruction) instruction.value = set.instruction
+    find("#empty").hidden = set.rows.length > 0
+    find("#empty-where").textContent = t("They go into {tab}.", { tab: this.slot.label || this.#word(this.tab) })
+    for (const id of ["export", "examine", "replace"]) find(`#${id}`).disabled = !set.rows.length
+    this.#list()
+  }
+
+  #word(tab) {
+    return tab ? t("Control {n}", { n: tab }) : t("Target")
+  }
+
+  #list() {
+    const { rows, set, findings } = this
+    const shown = { set: set.id, slots: set.slots, findings }
+    const { scrollTop } = this.list.scroller
+    if (this.view === "sheet") this.list.set(rows.length, LINE_PX, (number) => line(shown, rows[number], set.rows.indexOf(rows[number]), this.does))
+    else {
+      const columns = columnsFor(this.list.scroller.clientWidth)
+      this.list.set(Math.ceil(rows.length / columns), TILE_PX, (number) => tiles(shown, this.slot, this.tab, rows.slice(number * columns, (number + 1) * columns), columns, this.does))
+    }
+    this.list.scroller.scrollTop = scrollTop
+  }
+
+  /** The orange alert: counts that differ, and how many names do not fit. */
+  #alert() {
+    const { slots, problems, general, rows } = this.set
+    const counts = new Set(slots.map((slot) => slot.count))
+    const alert = find("#mismatch")
+    alert.hidden = !rows.length || (counts.size === 1 && !problems && !general.length)
+    if (alert.hidden) return
+    const counted = slots.map(({ label, count: n }, tab) => `${label || this.#word(tab)} ${n}`).join(", ")
+    const head = counts.size > 1 ? t("The numbers of images differ: {counts}.", { counts: counted }) : t("The files do not fit together yet ({counts}).", { counts: counted })
+    alert.replaceChildren(
+      element("p", {}, element("b", { text: head }), ` ${problems ? count(problems, "{n} name has no partner or another problem.", "{n} names have no partner or another problem.") : ""} ${general.join(" ")}`),
+      problems ? button({ class: "quiet", text: t("Show them"), on: { click: () => { this.onlyProblems = true; this.view = "sheet"; this.draw() } } }) : "",
+    )
+  }
+
+  /** Ask the server for a change and show the set as it is then. @param {Parameters<typeof tell>[1]} what @param {object} json */
+  async change(what, json) {
+    try {
+      const answer = await tell(this.set.id, what, json)
+      this.show(answer)
+      return answer
+    } catch (error) {
+      trouble(error)
+      return null
+    }
+  }
+
+  async refresh() {
+    if (document.activeElement?.matches("textarea, input")) return // not under somebody's fingers
+    await stateOf(this.set.id).then((set) => this.show(set), () => {}) // the next change tells
+  }
+
+  /** Files dropped anywhere but on a pair's own place. @param {DataTransfer} data */
+  async take(data) {
+    const found = await dropped(data)
+    const needed = found.map(({ folder }) => slotOf(folder, this.set.slots))
+    const missing = ["control_2", "control_3"].filter((slot) => needed.includes(slot) && !this.set.slots.some((known) => known.slot === slot))
+    for (const _ of missing) if (this.set.slots.length < 4) await this.change("controls", { add: true })
+    const known = new Set(this.set.slots.map(({ slot }) => slot))
+    await this.upload(found.map(({ file }, index) => ({ file, slot: known.has(needed[index] ?? "") ? /** @type {string} */ (needed[index]) : this.slot.slot })))
+  }
+
+  /** A file dropped on one place of one pair gets that pair's name. */
+  async fill(data, slot, row) {
+    const found = await dropped(data)
+    if (found.length !== 1) return this.upload(found.map(({ file }) => ({ file, slot })))
+    const [{ file }] = found
+    const ending = file.name.includes(".") ? file.name.slice(file.name.lastIndexOf(".")) : ""
+    await this.upload([{ file, slot, name: `${row.stem}${ending}` }])
+  }
+
+  /** @param {{file: File, slot: string, name?: string}[]} files */
+  async upload(files) {
+    if (!files.length) return
+    const progress = find("#progress-text")
+    const { sent, refused } = await send(this.set.id, files, (done, total) => { progress.textContent = t("{done} of {total} files", { done, total }) })
+    this.findings = new Map()
+    await stateOf(this.set.id).then((set) => this.show(set), trouble)
+    progress.textContent = count(sent, "{n} file added", "{n} files added")
+    if (refused.length) await tellAll(count(refused.length, "{n} file was not taken", "{n} files were not taken"), refused.join("\n"))
+  }
+
+  /** @param {object} what @param {string} name */
+  async takeOut(what, name) {
+    const answer = await this.change("remove", what)
+    if (!answer) return
+    toast(t("{name} was taken out.", { name }), t("Bring back"), () => void this.change("restore", { batch: answer.batch }))
+  }
+
+  async saveCaption(row, words) {
+    row.caption = words
+    await this.change("captions", { captions: { [row.key]: words } })
+  }
+
+  /** From one caption to the next; what was typed is saved by leaving. */
+  goOn(row, by) {
+    const { rows } = this
+    const at = rows.findIndex(({ key }) => key === row.key) + by
+    if (at < 0 || at >= rows.length) return /** @type {HTMLElement|null} */ (document.activeElement)?.blur()
+    const focus = () => this.list.reveal(at)?.querySelector("textarea")?.focus()
+    focus()
+  }
+
+  async bringIn(picker) {
+    const { projects } = await overview().catch((error) => (trouble(error), { projects: [] }))
+    const chosen = await importFrom(projects, () => picker.click())
+    if (!chosen) return
+    const answer = await this.change("project", { ...chosen, slot: this.slot.slot })
+    if (answer) toast(answer.done.join(", "))
+  }
+
+  async replace() {
+    const chosen = await findAndReplace((what) => tell(this.set.id, "replace", { ...what, preview: true }).then(({ changes }) => changes))
+    if (!chosen) return
+    const answer = await this.change("replace", { ...chosen, preview: false })
+    if (answer) toast(count(Object.keys(answer.changes).length, "{n} caption changed", "{n} captions changed"))
+  }
+
+  async examine() {
+    find("#progress-text").textContent = t("The pair doctor is looking …")
+    try {
+      const { findings, text } = await tell(this.set.id, "examine", {})
+      this.findings = new Map()
+      for (const finding of findings) this.findings.set(finding.key, [...(this.findings.get(finding.key) ?? []), finding])
+      this.draw()
+      find("#progress-text").textContent = text.split("\n")[0]
+    } catch (error) {
+      find("#progress-text").textContent = ""
+      trouble(error)
+    }
+  }
+
+  /** @param {string[]} keys */
+  async mend(keys) {
+    for (const key of keys) this.findings.delete(key)
+    const answer = await this.change("mend", { keys })
+    if (answer) toast(answer.done.join(" "))
+  }
+
+  async export() {
+    const { layouts } = await overview().catch((error) => (trouble(error), { layouts: [] }))
+    const chosen = await exportAs(layouts)
+    if (!chosen) return
+    await tell(this.set.id, "export", chosen).then(({ text }) => tellAll(t("Exported"), text), trouble)
+  }
+}
+
+let fading = 0
+
+/** @param {string} text @param {string} [word] @param {() => void} [act] */
+function toast(text, word, act) {
+  const shown = find("#toast")
+  shown.replaceChildren(element("span", { text }), word ? button({ class: "quiet", text: word, on: { click: () => { shown.classList.remove("up"); act?.() } } }) : "")
+  shown.classList.add("up")
+  clearTimeout(fading)
+  fading = setTimeout(() => shown.classList.remove("up"), TOAST_MS)
+}
+
+/** @param {Error} error */
+function trouble(error) {
+  find("#trouble-text").textContent = error.message
+  find("#trouble").hidden = false
+}
+
+async function chooseSet() {
+  const { sets } = await overview()
+  find("#sets").replaceChildren(...sets.map((id) => element("li", {}, element("a", { href: `?${new URLSearchParams({ set: id })}`, text: id.replaceAll("_", " ") }))))
+  find(".choose").hidden = false
+  find("#new-set").addEventListener("submit", async (event) => {
+    event.preventDefault()
+    await create(find("#new-name").value).then(({ id }) => location.assign(`?${new URLSearchParams({ set: id })}`), trouble)
+  })
+}
+
+async function start() {
+  await learn(ask)
+  translate(document)
+  const theme = query.get("theme")
+  if (theme) document.documentElement.dataset.theme = theme
+  if (query.get("embedded")) document.body.dataset.embedded = "1"
+  find("#trouble-close").addEventListener("click", () => { find("#trouble").hidden = true })
+  const pairing = find("#pairing")
+  pairing.hidden = localStorage.getItem(NOTE) === "1"
+  find("#pairing-close").addEventListener("click", () => { localStorage.setItem(NOTE, "1"); pairing.hidden = true })
+  const name = query.get("set")
+  if (!name) return chooseSet()
+  const set = await create(name)
+  find(".build").hidden = false
+  new Panel(set)
+}
+
+start().catch(trouble)
