@@ -16,15 +16,19 @@ TRIGGER = "[trigger]"  # where a caption says it, the trigger word is put
 
 @dataclass(frozen=True, slots=True)
 class Captions:
+    """Words by match key. `lacking`: keys that have none; `problems` says so of each, and what else is wrong."""
+
     of: dict[str, str]
     problems: list[tuple[str, str]]
     notes: list[str]
+    lacking: frozenset[str]
 
 
 def captions_of(target: Slot, described: Mapping[str, str], instruction: str, trigger: str) -> Captions:
     found: dict[str, str] = {}
     problems: list[tuple[str, str]] = []
     notes: list[str] = []
+    lacking: set[str] = set()
     general = told = 0
     for key, paths in target.files.items():
         caption = described.get(key, "")
@@ -40,6 +44,7 @@ def captions_of(target: Slot, described: Mapping[str, str], instruction: str, tr
         if not caption:
             caption, general = instruction, general + bool(instruction)
         if not caption:
+            lacking.add(key)
             problems.append(
                 (key, f"{target.shown(paths[0])} has no caption: add {paths[0].stem}.txt, or give one instruction for all pairs")
             )
@@ -53,7 +58,7 @@ def captions_of(target: Slot, described: Mapping[str, str], instruction: str, tr
     lost = [path.name for key, paths in target.texts.items() if key not in target.files for path in paths]
     if lost:
         notes.append(f"Captions without a picture: {listed(lost)}.")
-    return Captions(found, problems, notes)
+    return Captions(found, problems, notes, frozenset(lacking))
 
 
 def _with_trigger(caption: str, trigger: str) -> tuple[str, bool]:

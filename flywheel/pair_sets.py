@@ -59,7 +59,8 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One name across all slots. `pictures`: of each slot, None where there is none or it cannot be read. `own`: has a caption of its own."""
+    """One name across all slots. `pictures`: of each slot, None where there is none or it cannot be read. `own`: has a caption of its own;
+    `caption` is empty where there are no words yet."""
 
     key: str
     stem: str
@@ -264,7 +265,10 @@ class PairSet:
         described, problems, notes = read_metadata(slots[0].folder / METADATA, slots[0])
         captions = captions_of(slots[0], described, about.instruction, "")
         faulty = faults(slots)
-        for key, problem in (*problems, *captions.problems):
+        worded = (
+            told for told in captions.problems if told[0] not in captions.lacking
+        )  # words yet to be written are no fault of the files
+        for key, problem in (*problems, *worded):
             faulty.setdefault(key, []).append(problem)
         general = tuple(faulty.pop("", ())) if slots[0].files else ()  # that an empty set is empty is no fault
         keys = sorted({key for slot in slots for key in slot.files})

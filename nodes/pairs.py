@@ -464,11 +464,11 @@ def _described(dataset: PairedDataset) -> str:
 
 
 def _overlays(checkup: pair_doctor.Checkup) -> Any:
-    """The pairs that slid the most; the first pair where none did."""
+    """The pairs that slid the most, each against the control it slid against; the first pair where none did."""
     worst = sorted((one for one in checkup.findings if one.kind == "shift"), key=lambda one: -one.value)
-    stems = [one.stem for one in worst[:4]] or [next(iter(checkup.measured), checkup.dataset.pairs[0].stem)]
+    chosen = [(one.stem, one.slot) for one in worst[:4]] or [(next(iter(checkup.measured), checkup.dataset.pairs[0].stem), "control_1")]
     shown = {pair.stem: pair for pair in checkup.dataset.pairs}
-    drawn = [pair_doctor.overlay(shown[stem], checkup.measured[stem].moved) for stem in stems if stem in checkup.measured]
+    drawn = [pair_doctor.overlay(shown[stem], checkup.moved(stem, slot), slot=slot) for stem, slot in chosen if stem in checkup.measured]
     return stacked(drawn)
 
 

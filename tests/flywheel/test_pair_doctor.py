@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel.errors import DatasetError
 from comfyui_flenwheel.flywheel.images import open_image
-from comfyui_flenwheel.flywheel.pair_doctor import compare, examine, mend, overlay
+from comfyui_flenwheel.flywheel.pair_doctor import examine, mend, overlay
+from comfyui_flenwheel.flywheel.pair_measures import compare
 from comfyui_flenwheel.flywheel.pairs import load_captioned, load_pairs
 from PIL import Image, ImageFilter
 
@@ -134,3 +135,48 @@ def test_compare_tells_how_much_is_unchanged():
     control = scene(3)
     found = compare(control, painted(control, share=0.5))
     assert 0.6 < found.unchanged < 0.85 and found.colour is not None and max(map(abs, found.colour)) < 2
+
+
+def test_a_small_change_is_a_change(tmp_path):
+    """A logo on a shirt leaves nearly every pixel as it was."""
+    for folder in "tc":
+        (tmp_path / folder).mkdir()
+    photo = scene(1)
+    result = photo.copy()
+    result.paste((250, 240, 20), (240, 300, 270, 330))
+    photo.save(tmp_path / "c" / "a.png")
+    result.save(tmp_path / "t" / "a.png")
+    photo.save(tmp_path / "c" / "b.png")
+    photo.save(tmp_path / "t" / "b.jpg", quality=98, subsampling=0)
+    checkup = examine(load_pairs(tmp_path / "t", [tmp_path / "c"], instruction="put the logo on the shirt"))
+    assert checkup.measured["a"].difference < 1.5
+    assert [finding.stem for finding in checkup.findings if finding.kind == "identical"] == ["b"]
+
+
+def test_further_controls_are_compared_where_they_show_the_scene(tmp_path):
+    """Control 2 is a drawing of the same scene, control 3 a logo; both are once a copy."""
+    for folder in ("t", "c1", "c2", "c3"):
+        (tmp_path / folder).mkdir()
+    for number, (dx, second, third) in enumerate([(0, None, None), (6, None, None), (0, "target", "control_1")]):
+        photo = scene(number)
+        target = painted(photo, share=0.3)
+        drawn = {"target": target}.get(second) or moved(target.convert("L").convert("RGB"), dx, 0, 0)
+        logo = {"control_1": photo}.get(third) or scene(50 + number, (64, 64)).resize((512, 384))
+        for folder, image in (("t", target), ("c1", photo), ("c2", drawn), ("c3", logo)):
+            image.save(tmp_path / folder / f"{number}.png")
+    dataset = load_pairs(tmp_path / "t", [tmp_path / f"c{n}" for n in (1, 2, 3)], instruction="x")
+    checkup = examine(dataset, cache=tmp_path / "cache")
+    assert [(one.stem, one.slot, one.kind) for one in checkup.findings] == [
+        ("1", "control_2", "shift"),
+        ("2", "control_2", "identical"),
+        ("2", "control_3", "identical"),
+    ], checkup.text()
+    assert examine(dataset, cache=tmp_path / "cache") == checkup
+    mended = mend(checkup, tmp_path / "mended")
+    assert [pair.stem for pair in mended.pairs] == ["0", "1"]
+    again = examine(mended)
+    assert not again.findings, again.text()
+    pair = mended.pairs[1]
+    assert len({(picture.width, picture.height) for picture in (pair.target, *pair.controls[:2])}) == 1
+    assert pair.controls[2] == dataset.pairs[1].controls[2], "a logo stays as it is"
+    assert overlay(dataset.pairs[1], checkup.moved("1", "control_2"), slot="control_2", size_px=128).width == 266

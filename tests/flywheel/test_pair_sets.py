@@ -52,6 +52,13 @@ def test_a_set_that_fits_loads_as_pairs(full):
     assert dataset.slots == ("shirts",) and {pair.caption for pair in dataset.pairs} == {"put the logo on the shirt"}
 
 
+def test_words_yet_to_be_written_are_no_fault_until_it_is_loaded(full):
+    full.describe(instruction="")
+    assert full.state().problems == 0 and {row.caption for row in full.state().rows} == {""}
+    with pytest.raises(DatasetError, match="no caption"):
+        full.dataset()
+
+
 def test_problems_stand_in_their_rows(full):
     full.remove("control_1", ["1.jpg"])
     full.put("control_1", "7.png", png(7))

@@ -86,9 +86,12 @@ class Panel {
     this.#alert()
     const wrong = set.rows.filter(({ key, problems }) => problems.length || this.findings.has(key)).length
     const whole = set.rows.length - set.problems
+    const wordless = set.rows.filter(({ caption, problems }) => !caption && !problems.length).length
     find("#summary").textContent = wrong
       ? `${count(whole, "{n} pair fits", "{n} pairs fit")}, ${count(wrong, "{n} has a problem", "{n} have problems")}`
-      : count(set.rows.length, "{n} pair, complete", "{n} pairs, all complete")
+      : wordless
+        ? count(wordless, "{n} pair fits and needs words", "{n} pairs fit and need words")
+        : count(set.rows.length, "{n} pair, complete", "{n} pairs, all complete")
     const only = find("#only-problems")
     only.textContent = count(wrong, "Only problems ({n})", "Only problems ({n})")
     only.disabled = !wrong && !this.onlyProblems
@@ -133,9 +136,14 @@ class Panel {
     )
   }
 
+  async ensure() {
+    if (!this.set.id) this.set = await create(this.set.name)
+  }
+
   /** Ask the server for a change and show the set as it is then. @param {Parameters<typeof tell>[1]} what @param {object} json */
   async change(what, json) {
     try {
+      await this.ensure()
       const answer = await tell(this.set.id, what, json)
       this.show(answer)
       return answer
@@ -146,7 +154,7 @@ class Panel {
   }
 
   async refresh() {
-    if (document.activeElement?.matches("textarea, input")) return // not under somebody's fingers
+    if (!this.set.id || document.activeElement?.matches("textarea, input")) return // not under somebody's fingers
     await stateOf(this.set.id).then((set) => this.show(set), () => {}) // the next change tells
   }
 
@@ -173,6 +181,7 @@ class Panel {
   async upload(files) {
     if (!files.length) return
     const progress = find("#progress-text")
+    await this.ensure()
     const { sent, refused } = await send(this.set.id, files, (done, total) => { progress.textContent = t("{done} of {total} files", { done, total }) })
     this.findings = new Map()
     await stateOf(this.set.id).then((set) => this.show(set), trouble)
@@ -245,6 +254,12 @@ class Panel {
   }
 }
 
+/** A set as it is before its first change makes it: looking at a name leaves nothing on the disk. @param {string} name @returns {import("./api.mjs").PairSet} */
+const unmade = (name) => ({
+  id: "", name, instruction: "", trigger_word: "", problems: 0, general: [], notes: [], rows: [],
+  slots: ["target", "control_1"].map((slot) => ({ slot, label: "", holds: "", count: 0 })),
+})
+
 let fading = 0
 
 /** @param {string} text @param {string} [word] @param {() => void} [act] */
@@ -284,7 +299,10 @@ async function start() {
   find("#pairing-close").addEventListener("click", () => { localStorage.setItem(NOTE, "1"); pairing.hidden = true })
   const name = query.get("set")
   if (!name) return chooseSet()
-  const set = await create(name)
+  const set = await stateOf(name).catch((error) => {
+    if (error.status === 404) return unmade(name)
+    throw error
+  })
   find(".build").hidden = false
   new Panel(set)
 }

@@ -21,21 +21,20 @@ export class Windowed {
     new ResizeObserver(() => this.#show()).observe(scroller)
   }
 
-  /** @param {number} count @param {number} height px @param {(number: number) => HTMLElement} make */
+  /** A line that has the focus stays as it is if it is still in its place. @param {number} count @param {number} height px @param {(number: number) => HTMLElement} make */
   set(count, height, make) {
+    const [at, used] = [...this.#lines].find(([, line]) => line.contains(document.activeElement)) ?? [-1, null]
+    const stays = used && at < count && make(at).dataset.key === used.dataset.key ? used : null
     this.#count = count
     this.#height = height
     this.#make = make
     this.sheet.style.height = `${count * height}px`
-    this.#lines.clear()
-    this.sheet.replaceChildren()
+    for (const [number, line] of this.#lines) {
+      if (line === stays) continue
+      line.remove()
+      this.#lines.delete(number)
+    }
     this.#show()
-  }
-
-  /** Make a line anew, if it exists. @param {number} number */
-  renew(number) {
-    const old = this.#lines.get(number)
-    if (old) this.#put(number, old)
   }
 
   /** Bring a line into the window. @param {number} number @returns {HTMLElement|undefined} */
@@ -59,16 +58,16 @@ export class Windowed {
       line.remove()
       this.#lines.delete(number)
     }
-    for (let number = from; number <= to; number += 1) if (!this.#lines.has(number)) this.#put(number, null)
+    for (let number = from; number <= to; number += 1) if (!this.#lines.has(number)) this.#put(number)
   }
 
-  /** @param {number} number @param {HTMLElement|null} old */
-  #put(number, old) {
+  /** @param {number} number */
+  #put(number) {
     const line = this.#make(number)
     line.style.transform = `translateY(${number * this.#height}px)`
     line.style.height = `${this.#height}px`
     this.#lines.set(number, line)
-    if (old) old.replaceWith(line)
-    else this.sheet.append(line)
+    const next = [...this.#lines].filter(([other]) => other > number).sort(([a], [b]) => a - b)[0]
+    this.sheet.insertBefore(line, next?.[1] ?? null) // Tab goes by the order in the page
   }
 }
