@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
-from . import (curate, editors, enrich, export, identity, job_routes, likeness, pair_routes, pairs, pictures, pristine, project, prompts, queue_gate, repair, review, routes, train, train_compare, train_settings)
+from . import (curate, editors, enrich, export, identity, job_routes, layouts, likeness, pair_doctor, pair_routes, pairs, pictures, pristine, project, prompts, queue_gate, repair, review, routes, train, train_compare, train_settings, triplets)
 
 NODES: list[type[io.ComfyNode]] = [
     *project.NODES,
@@ -23,6 +23,9 @@ NODES: list[type[io.ComfyNode]] = [
     *train.NODES,
     *train_compare.NODES,
     *pairs.NODES,
+    *pair_doctor.NODES,
+    *triplets.NODES,
+    *layouts.NODES,
     *pictures.NODES,
 ]
 

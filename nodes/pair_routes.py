@@ -167,7 +167,7 @@ async def _captions(request: web.Request) -> web.Response:
     captions = (await json_body(request)).get("captions")
     if not _is_texts(captions):
         raise DatasetError('The body must be {"captions": {"key": "words"}}.')
-    return await _changed(request, lambda pair_set: pair_set.caption(captions))
+    return await _changed(request, lambda pair_set: pair_set.caption(cast("dict[str, str]", captions)))
 
 
 async def _replace(request: web.Request) -> web.Response:
