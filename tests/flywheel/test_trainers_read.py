@@ -1,6 +1,6 @@
-"""The trainers' own loaders read what we wrote. Name checkouts by SD_SCRIPTS_ROOT and MUSUBI_ROOT, and a Python that has their packages by
-FLEN_TRAINER_PYTHON; what is not named, or cannot be imported, is skipped with the reason. What the files must be called is tested without them.
-ai-toolkit's loader asks for a loaded model and has not read ours yet."""
+"""The trainers' own loaders read what we wrote. Name checkouts by SD_SCRIPTS_ROOT, MUSUBI_ROOT, AITK_ROOT, DIFFUSERS_ROOT and DIFFSYNTH_ROOT,
+and a Python that has their packages by FLEN_TRAINER_PYTHON; what is not named, or cannot be imported, is skipped with the reason. What the files
+must be called is tested without them."""
 
 import json
 import os
@@ -46,6 +46,51 @@ for dataset in group.datasets:
         path, image, caption, controls = source.get_image_data(index)
         told.append([path, caption, [list(control.convert("RGB").getpixel((0, 0))) for control in controls or []], dataset.num_repeats])
 print("TOLD" + json.dumps(told))
+"""
+AI_TOOLKIT = """
+import json, os, sys
+os.chdir(sys.argv[1])
+sys.path.insert(0, sys.argv[1])
+import yaml
+from toolkit.config_modules import DatasetConfig, ModelConfig, preprocess_dataset_raw_config
+from toolkit.data_loader import AiToolkitDataset
+from toolkit.stable_diffusion_model import StableDiffusion
+model = StableDiffusion("cpu", ModelConfig(name_or_path="none", arch="qwen_image_edit_plus"))
+model.vae = model.unet = None  # as before its weights are loaded
+model.encode_control_in_text_embeddings = model.has_multiple_control_images = model.use_raw_control_images = True  # as its Qwen edit model says
+told = []
+for block in preprocess_dataset_raw_config(yaml.safe_load(open(sys.argv[2]))["datasets"]):
+    dataset = AiToolkitDataset(DatasetConfig(**{**block, "cache_latents_to_disk": False}), 1, model)
+    for batch in range(len(dataset)):
+        for item in dataset[batch]:
+            controls = [image[:, 0, 0].mul(255).round().int().tolist() for image in item.control_tensor_list or [item.control_tensor]
+                        if image is not None]
+            told.append([item.path, item.caption.strip(), controls, item.dataset_config.num_repeats])
+print("TOLD" + json.dumps(told))
+"""
+DIFFUSERS = """
+import json, sys
+sys.path[:0] = [sys.argv[1] + "/examples/dreambooth", sys.argv[1] + "/src"]
+import train_dreambooth_lora_flux_kontext as script
+named = {"pretrained_model_name_or_path": "none", "dataset_name": sys.argv[2], "cache_dir": sys.argv[3], "image_column": "image",
+         "cond_image_column": "control_1", "caption_column": "prompt", "instance_prompt": "x", "resolution": "256"}
+args = script.parse_args([part for name, value in named.items() for part in ("--" + name, value)])
+script.args = args
+dataset = script.DreamBoothDataset(None, "x", None, args=args, buckets=[(256, 256)])
+pixel = lambda image: image[:, 0, 0].add(1).mul(127.5).round().int().tolist()
+rows = [dataset[number] for number in range(len(dataset))]
+print("TOLD" + json.dumps([[pixel(row["instance_images"]), row["instance_prompt"], [pixel(row["cond_images"])]] for row in rows]))
+"""
+DIFFSYNTH = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from diffsynth.core.data.unified_dataset import UnifiedDataset
+folder = sys.argv[2]
+operator = UnifiedDataset.default_image_operator(folder, 1048576, None, None, 16, 16)  # as examples/qwen_image says
+dataset = UnifiedDataset(folder, folder + "/metadata.json", 1, ("image", "edit_image"), operator)
+rows = [dataset[number] for number in range(len(dataset))]
+pixel = lambda image: list(image.getpixel((0, 0)))
+print("TOLD" + json.dumps([[pixel(row["image"]), row["prompt"], [pixel(one) for one in row.get("edit_image", [])]] for row in rows]))
 """
 DATASETS = """
 import json, sys
@@ -117,6 +162,37 @@ def test_musubi(folders, controls, toml):
     read = told(MUSUBI, exported.folder / toml, needs="MUSUBI_ROOT")
     seen = sorted((slot_and_number(path), caption, cond, repeats) for path, caption, cond, repeats in read)
     assert seen == [((0, n), f"edit of {stem}", [[slot, n, 77] for slot in range(1, controls + 1)], 2) for n, stem in numbered()]
+
+
+def square(folders):
+    """Cut everything to the trainers' bucket: nothing is scaled then, so the marked pixel stays."""
+    for slot in ("target", "c1"):
+        for stem in STEMS:
+            path = folders / slot / f"{stem}.png"
+            open_image(path).image.crop((0, 0, 256, 256)).save(path)
+
+
+@pytest.mark.parametrize("controls", [0, 1, 3])
+def test_ai_toolkit(folders, controls):
+    square(folders)
+    exported = export(plan(pairs(folders, controls)), folders / "out", "ai-toolkit", Settings(repeats=1, resolution=256))
+    read = told(AI_TOOLKIT, exported.folder / "dataset.yaml", needs="AITK_ROOT")
+    seen = sorted((slot_and_number(path), caption, controls, repeats) for path, caption, controls, repeats in read)
+    assert seen == [((0, n), f"edit of {stem}", [[slot, n, 77] for slot in range(1, controls + 1)], 1) for n, stem in numbered()]
+
+
+def test_diffusers_example_script(folders):
+    square(folders)
+    exported = export(plan(pairs(folders, 1)), folders / "out", "diffusers and built-in")
+    read = told(DIFFUSERS, exported.folder, folders / "cache", needs="DIFFUSERS_ROOT")
+    assert sorted(read) == [[[0, n, 77], f"edit of {stem}", [[1, n, 77]]] for n, stem in numbered()]
+
+
+@pytest.mark.parametrize("controls", [0, 1, 3])
+def test_diffsynth(folders, controls):
+    exported = export(plan(pairs(folders, controls)), folders / "out", "DiffSynth-Studio")
+    read = told(DIFFSYNTH, exported.folder, needs="DIFFSYNTH_ROOT")
+    assert sorted(read) == [[[0, n, 77], f"edit of {stem}", [[slot, n, 77] for slot in range(1, controls + 1)]] for n, stem in numbered()]
 
 
 @pytest.mark.parametrize("layout", ["Hugging Face imagefolder", "diffusers and built-in"])
