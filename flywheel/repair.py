@@ -28,7 +28,7 @@ from .errors import DatasetError, EditorError, ImageError, StorageError
 from .images import content_key, open_image, png_bytes, value_key, write_json, write_whole
 from .project import Project, Stage
 from .render import Order, Report, render, silent, summary
-from .review import follow, taking_turns
+from .review import follow, labels, taking_turns
 
 State = Literal["waiting", "done", "failed", "withdrawn"]
 Start = Literal["source", "candidate"]
@@ -112,6 +112,26 @@ def place_order(
     order = RepairOrder(order_id, key, prompt.strip(), tuple(dict.fromkeys(seeds)), start, mask, reviewer, _now())
     _write(stage, order)
     return order
+
+
+def order_for_all(project: Project, tries: int) -> list[RepairOrder]:
+    """An order of `tries` seeds for every image labelled needs_correction that nobody has ordered or corrected yet.
+
+    The prompt is the proposal from the reviewer's reasons and note; it starts from the photograph where there is one.
+    """
+    stage = project.stage("corrections")
+    known = {original.lineage.image_key: original for original in corrections.originals(stage)}
+    ordered = {order.key for order in orders(project) if order.state != "withdrawn"}
+    told = (lineage.facts.get("corrects") for lineage in Shelf(stage).lineages.values())
+    corrected = {corrects["key"] for corrects in told if corrects}
+    placed: list[RepairOrder] = []
+    for key, event in labels(project).items():
+        if event.label == "needs_correction" and key in known and key not in ordered | corrected:
+            facts = known[key].lineage.facts
+            start: Start = "source" if facts["source"] else "candidate"
+            prompt = proposal(str(facts["prompt"]), event.reasons, event.note, start=start)
+            placed.append(place_order(project, key, prompt, fresh_seeds(project, key, tries), start=start, reviewer="batch"))
+    return placed
 
 
 def fresh_seeds(project: Project, key: str, count: int) -> list[int]:
