@@ -5,7 +5,31 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
-from . import (curate, editors, enrich, export, identity, job_routes, layouts, likeness, pair_doctor, pair_routes, pairs, pictures, pristine, project, prompts, queue_gate, repair, review, routes, train, train_compare, train_settings, triplets)
+from . import (
+    curate,
+    editors,
+    enrich,
+    export,
+    identity,
+    job_routes,
+    layouts,
+    likeness,
+    pair_doctor,
+    pair_routes,
+    pairs,
+    pictures,
+    pristine,
+    project,
+    prompts,
+    queue_gate,
+    repair,
+    review,
+    routes,
+    train,
+    train_compare,
+    train_settings,
+    triplets,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     *project.NODES,

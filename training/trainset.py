@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..flywheel.errors import DatasetError, ImageError
 from ..flywheel.images import SUFFIXES, content_key, difference_hash, open_image, value_key
-from ..flywheel.pairs import Pair, PairedDataset, open_header
+from ..flywheel.pair_slots import open_header
+from ..flywheel.pairs import Pair, PairedDataset
 
 REPEATS = re.compile(r"(\d{1,4})_")
 TWINS_BITS = 6  # as near-duplicates in `flywheel.images`

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...flywheel import layouts
 from ...flywheel.errors import DatasetError
-from ...flywheel.pairs import Pair, PairedDataset, open_header
+from ...flywheel.pair_slots import open_header
+from ...flywheel.pairs import Pair, PairedDataset
 from .. import trainset
 from ..job import Job
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ....flywheel.images import png_bytes, write_whole
-from ....flywheel.pairs import open_header
+from ....flywheel.pair_slots import open_header
 from ...errors import Stopped, TrainingFailed
 from ...job import Job
 from ...trainset import Example, TrainingSet, read
