@@ -97,7 +97,7 @@ async def _page(_: web.Request) -> web.StreamResponse:
 
 async def _file(request: web.Request) -> web.StreamResponse:
     folder, name = request.match_info["folder"], request.match_info["name"]
-    files = {path.name: path for path in (WEB / folder).iterdir() if path.is_file()} if folder in ("review", "jobs") else {}
+    files = {path.name: path for path in (WEB / folder).iterdir() if path.is_file()} if folder in ("review", "jobs", "pairs") else {}
     if name not in files:
         raise NotFound(f"There is no {folder}/{name}.")
     return web.FileResponse(files[name], headers=FRESH)

@@ -1,6 +1,6 @@
 """HTTP of the panel that builds sets of pairs. JSON in and out; sets, slots and files by name, never by path; `guarded` like every route of ours.
 
-  GET  /flenwheel/pairs                        the page (?set=name); /flenwheel/web/{review|pairs}/{name} its modules
+  GET  /flenwheel/pairs                        the page (?set=name); its modules are served with those of the other pages, see `job_routes`
   GET  /flenwheel/pairs/sets                   {"sets": [id], "projects": [{"folder", "name", "stages": ["source", …]}], "layouts": [name]}
   POST /flenwheel/pairs/sets                   {"name"} makes a set, or finds the one that is there → SET
 S stands for /flenwheel/pairs/sets/{set}.
@@ -62,7 +62,6 @@ _thumbnails = Thumbnails()
 
 def register(routes: web.RouteTableDef) -> None:
     routes.get("/flenwheel/pairs")(guarded(_page))
-    routes.get("/flenwheel/web/{folder}/{name}")(guarded(_page_file))
     routes.get("/flenwheel/pairs/sets")(guarded(_list))
     routes.post("/flenwheel/pairs/sets")(guarded(_create))
     routes.get(SET)(guarded(_state))
@@ -83,14 +82,6 @@ def register(routes: web.RouteTableDef) -> None:
 
 async def _page(_: web.Request) -> web.StreamResponse:
     return web.FileResponse(WEB / "pairs.html", headers=FRESH)
-
-
-async def _page_file(request: web.Request) -> web.StreamResponse:
-    folder, name = request.match_info["folder"], request.match_info["name"]
-    files = {path.name: path for path in (WEB / folder).iterdir()} if folder in ("review", "pairs") else {}
-    if name not in files:
-        raise NotFound(f"There is no {name!r}.")
-    return web.FileResponse(files[name], headers=FRESH)
 
 
 async def _list(_: web.Request) -> web.Response:
