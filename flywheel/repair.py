@@ -120,6 +120,7 @@ def order_for_all(project: Project, tries: int) -> list[RepairOrder]:
     The prompt is the proposal from the reviewer's reasons and note; it starts from the photograph where there is one.
     """
     stage = project.stage("corrections")
+    corrections.pick_up(stage)
     known = {original.lineage.image_key: original for original in corrections.originals(stage)}
     ordered = {order.key for order in orders(project) if order.state != "withdrawn"}
     told = (lineage.facts.get("corrects") for lineage in Shelf(stage).lineages.values())
