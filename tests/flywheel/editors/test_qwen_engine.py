@@ -192,7 +192,7 @@ def test_one_bad_request_does_not_stop_the_others(editor, photo, tmp_path):
     bad = request(photo, prompt="word " * 5000, size=(SIDE, SIDE))
     with editor.session() as edit:
         outcomes = dict(edit.many([asked(photo), bad, asked(photo, seed=2)], silent))
-    assert isinstance(outcomes[bad], EditorError) and "5000 words" in str(outcomes[bad])
+    assert isinstance(outcomes[bad], EditorError) and "5,000 words" in str(outcomes[bad])
     assert sum(isinstance(one, Rendered) for one in outcomes.values()) == 2
 
 

@@ -112,7 +112,7 @@ def test_upstream_still_puts_them_elsewhere(tiny):
 
 
 def test_a_prompt_that_is_too_long_is_refused(tiny):
-    with pytest.raises(EditorError, match=r"5000 words.*takes 1024"):
+    with pytest.raises(EditorError, match=r"5,000 words.*takes 1024"):
         words(tiny.pipeline, "word " * 5000, photo())
 
 
