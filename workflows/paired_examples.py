@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the two examples of the bundled graph `paired_dataset`, 12 pairs each: a logo on the shirt, a background removed.
+"""Make the two examples of paired datasets, 12 pairs each: a logo on the shirt, a background removed.
 
 python workflows/paired_examples.py FOLDER_WITH_PORTRAITS COMFYUI/input
 """
