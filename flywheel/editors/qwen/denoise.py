@@ -42,6 +42,8 @@ def sigmas(scheduler: Mapping[str, Any], steps: int, tokens: int, *, lightning: 
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     config = {**scheduler, **(LIGHTNING if lightning else {})}
+    if steps == 1:
+        config["shift_terminal"] = None  # stretching the one level 1, which stays where it is, would divide 0 by 0
     made: Any = FlowMatchEulerDiscreteScheduler.from_config({name: value for name, value in config.items() if not name.startswith("_")})
     slope = (made.config.max_shift - made.config.base_shift) / (made.config.max_image_seq_len - made.config.base_image_seq_len)
     shift = made.config.base_shift + slope * (tokens - made.config.base_image_seq_len)

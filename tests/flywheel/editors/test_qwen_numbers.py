@@ -187,6 +187,10 @@ def test_the_image_is_kept_in_full_precision_while_the_model_computes_in_bf16(sm
     assert made.dtype == torch.float32 and set(seen) == {torch.float32}
 
 
+def test_one_step_goes_from_noise_to_the_picture():
+    assert denoise.sigmas(SCHEDULER, 1, 4096).tolist() == [1, 0]
+
+
 def test_the_lightning_schedule_is_the_one_it_was_distilled_with():
     levels = denoise.sigmas(SCHEDULER, 4, 4096, lightning=True)
     assert np.allclose(levels.numpy(), [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
