@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..flywheel import edit_families, pairs
 from ..flywheel.dataset import Dataset
@@ -65,8 +66,17 @@ class ExportDataset(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, dataset: PairedDataset | Dataset, layout: str, model: str, megapixels: float, resolution: int, repeats: int, folder: str
+        cls,
+        dataset: PairedDataset | Dataset | None,
+        layout: str,
+        model: str,
+        megapixels: float,
+        resolution: int,
+        repeats: int,
+        folder: str,
     ) -> io.NodeOutput:
+        if dataset is None:
+            return io.NodeOutput(*[ExecutionBlocker(None)] * 2, ui=host.shown(sockets.NO_PAIRS))
         chosen = pairs.captioned(dataset) if isinstance(dataset, Dataset) else dataset
         if model != ANY_MODEL:
             edit_families.refuse_unsuitable(chosen, model, layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..flywheel import pair_doctor, triplets
 from ..flywheel.faces import embedder
@@ -54,7 +55,9 @@ class PairDoctor(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, pairs: PairedDataset, fix: str, faces: bool, **limits: float) -> io.NodeOutput:
+    def execute(cls, pairs: PairedDataset | None, fix: str, faces: bool, **limits: float) -> io.NodeOutput:
+        if pairs is None:
+            return io.NodeOutput(None, *[ExecutionBlocker(None)] * 2, ui=host.shown(sockets.NO_PAIRS))
         report = host.Reporter(cls.hidden.unique_id, "Examining pairs")
         home = shelf_of_pairs()
         checkup = pair_doctor.examine(

@@ -12,6 +12,7 @@ from typing import Any
 import folder_paths
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..flywheel import pairs
 from ..flywheel.errors import DatasetError
@@ -189,7 +190,9 @@ class PairSheet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, pairs: PairedDataset, first: int, count: int, size: int) -> io.NodeOutput:
+    def execute(cls, pairs: PairedDataset | None, first: int, count: int, size: int) -> io.NodeOutput:
+        if pairs is None:
+            return io.NodeOutput(ExecutionBlocker(None), ui=host.shown(sockets.NO_PAIRS))
         chosen = list(islice(pairs.pairs, first - 1, first - 1 + count))
         if not chosen:
             raise DatasetError(f"The dataset has {len(pairs.pairs)} pairs; there is none from number {first} on.")

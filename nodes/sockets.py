@@ -17,10 +17,11 @@ PROMPTS = io.Custom("FLEN_PROMPTS")  # flywheel.prompts.PromptSet
 EDITOR = io.Custom("FLEN_EDITOR")  # flywheel.editors.Editor
 REFERENCES = io.Custom("FLEN_REFERENCES")  # References, below
 LORAS = io.Custom("FLEN_LORAS")  # flywheel.lora.LoraStack
-PAIRS = io.Custom("FLEN_PAIRS")  # flywheel.pairs.PairedDataset
+PAIRS = io.Custom("FLEN_PAIRS")  # flywheel.pairs.PairedDataset; None where nothing is held out
 SCORES = io.Custom("FLEN_SCORES")  # flywheel.identity.Scores
 TRAINING = io.Custom("FLEN_TRAINING")  # Training, below
 JOB = io.Custom("FLEN_JOB")  # training.job.Job
+NO_PAIRS = "No pairs came over the link: nothing is held out."
 
 
 @dataclass(frozen=True, slots=True)

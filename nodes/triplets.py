@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..flywheel import review, triplets
 from ..flywheel.pair_sheet import pair_sheet
@@ -70,7 +69,9 @@ class CreateCorrectionTriplets(io.ComfyNode):
             outputs=[
                 sockets.PAIRS.Output("train", tooltip="The triplets to train with. Next: Export Dataset."),
                 sockets.PAIRS.Output(
-                    "held_out", display_name="held out", tooltip="The triplets to measure with; nothing while there are none."
+                    "held_out",
+                    display_name="held out",
+                    tooltip="The triplets to measure with. While there are none, Edit LoRA Settings trains without, and other nodes wait.",
                 ),
                 io.String.Output("report", tooltip="How many, what is missing to a useful number, what the pair doctor found."),
             ],
@@ -103,7 +104,7 @@ class CreateCorrectionTriplets(io.ComfyNode):
         text = created.text()
         host.log.info("Triplets: %s", text.splitlines()[0])
         sheet = host.tensor(pair_sheet(created.train, created.train.pairs[:PREVIEWED], cell_px=192))
-        return io.NodeOutput(created.train, created.held_out or ExecutionBlocker(None), text, ui=host.shown(text, sheet, cls))
+        return io.NodeOutput(created.train, created.held_out, text, ui=host.shown(text, sheet, cls))
 
 
 NODES = [CreateCorrectionTriplets]

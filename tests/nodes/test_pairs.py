@@ -36,6 +36,18 @@ def shirts(tmp_path, photos):
     return root
 
 
+def doctored(pairs):
+    limits = {"shift_px": 1.5, "zoom": 0.003, "colour": 10.0, "softness": 0.35, "identical": 1.5}
+    return {"class_type": "FLEN_PairDoctor", "inputs": {"pairs": pairs, "fix": "align", "faces": False, **limits}}
+
+
+def settings(held_out):
+    """Edit LoRA Settings of the rehearsal, which needs no model."""
+    answers = {"model": "Qwen-Image-Edit", "engine": "rehearsal", "base_model": "", "quality": "draft", "memory": "24 GB"}
+    answers |= {"rank": 4, "steps": 20, "seed": 1, "engine_options": ""}
+    return {"class_type": "FLEN_EditLoraSettings", "inputs": {"project": ["1", 0], "pairs": ["2", 0], "held_out": held_out, **answers}}
+
+
 def graph(root, **inputs):
     wanted = {
         "name": "shirts",
@@ -49,11 +61,10 @@ def graph(root, **inputs):
         "on_problem": "refuse",
         **inputs,
     }
-    limits = {"shift_px": 1.5, "zoom": 0.003, "colour": 10.0, "softness": 0.35, "identical": 1.5}
     export = {"layout": "musubi-tuner", "model": "Qwen-Image-Edit-2509", "megapixels": 0.0, "resolution": 1024, "repeats": 1, "folder": ""}
     return {
         "1": {"class_type": "FLEN_LoadPairedDataset", "inputs": wanted},
-        "2": {"class_type": "FLEN_PairDoctor", "inputs": {"pairs": ["1", 0], "fix": "align", "faces": False, **limits}},
+        "2": doctored(["1", 0]),
         "3": {"class_type": "FLEN_PairSheet", "inputs": {"pairs": ["2", 0], "first": 1, "count": 10, "size": 128}},
         "4": {"class_type": "FLEN_ExportDataset", "inputs": {"dataset": ["2", 0], **export}},
     }
@@ -194,6 +205,19 @@ def test_a_laps_corrections_become_exported_triplets(server, photos):
     assert status == 200, answer
     outcome = comfy.run(server.address, nodes)
     assert outcome.status == "success", outcome.error
+    to_export = {**nodes["4"]["inputs"], "dataset": ["2", 1]}
+    look = {"training": ["6", 0], "action": "only look", "hours": "", "meanwhile": "ComfyUI waits"}
+    alone = {
+        **nodes,
+        "4": {**nodes["4"], "inputs": to_export},
+        "5": doctored(["2", 1]),
+        "6": settings(["5", 0]),
+        "7": {"class_type": "FLEN_TrainLora", "inputs": look},
+    }
+    nothing_held = comfy.run(server.address, alone)
+    assert nothing_held.status == "success", nothing_held.error
+    assert [nothing_held.text(node) for node in ("4", "5")] == ["No pairs came over the link: nothing is held out."] * 2
+    assert "2 triplets, 0 held out" in nothing_held.text("6"), "what is not there stops no training"
     assert "2 triplets" in outcome.text("2") and "8 more reach the minimum" in outcome.text("2")
     rows = json.loads((project.stage("qwen_training").folder / "triplets.json").read_text())
     assert [row["improvement"] for row in rows] == ["Corrected by hand"] * 2 and {row["issue"] for row in rows} == {"identity"}
