@@ -1,0 +1,125 @@
+"""The bundled edit wheel with the built-in trainer on the toy model, and the test scene that shows what its LoRA does: opened by the Training
+tab, run as it is, and once more with the model that Trained LoRA patched."""
+
+import numpy as np
+import pytest
+from comfyui_flenwheel.flywheel.candidates import Shelf
+from comfyui_flenwheel.flywheel.images import content_key
+from comfyui_flenwheel.flywheel.project import load_project
+from comfyui_flenwheel.training import run
+from comfyui_flenwheel.training.job import jobs_of
+from PIL import Image
+
+from . import comfy
+
+pytestmark = [pytest.mark.comfy, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+NAME, FOLDER = "bundled wheel", "bundled_wheel"
+TRIPLETS, START, TRAINED, ENRICH = "2", "5", "7", "14"
+TINY = {"Load_Diffusion_Model__unet_name": "tiny_2511.safetensors", "Load_CLIP__clip_name": "tiny_text_encoder.safetensors"}
+TINY |= {"Load_VAE__vae_name": "tiny_vae.safetensors"}
+
+
+def ran(server, prompt):
+    outcome = comfy.run(server.address, prompt)
+    assert outcome.status == "success", outcome.error
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def corrected(tiny, few):
+    """A lap whose edits were all corrected by hand and found good; how many they are."""
+    lap = comfy.first_lap(Project__name=NAME, Curate_Source__folder=str(few), Prompt_Set__per_source=1, Enrich_Dataset__megapixels=0.1)
+    ran(tiny, lap)
+    project = load_project(tiny.base / "output" / "flenwheel" / FOLDER)
+    folder = project.stage("corrections").folder
+    folder.mkdir(parents=True, exist_ok=True)
+    wrong = [item["key"] for item in comfy.review(tiny.address, FOLDER)["items"]]
+    comfy.label(tiny.address, FOLDER, dict.fromkeys(wrong, "needs_correction"), ["identity"])
+    for key in wrong:
+        faulty = next(path for path in project.stage("enriched").folder.rglob("*.png") if content_key(path) == key)
+        fixed = np.asarray(Image.open(faulty).convert("RGB")).copy()
+        fixed[10:40, 10:40] = 255 - fixed[10:40, 10:40]
+        Image.fromarray(fixed).save(folder / f"{key}.png")
+    comfy.review(tiny.address, FOLDER)  # takes in what was saved
+    events = [{"key": content_key(path), "label": "good", "reasons": [], "note": ""} for path in folder.glob("*.png")]
+    status, answer = comfy.call(tiny.address, comfy.review_path(FOLDER, "corrections") + "/labels", {"reviewer": "test", "events": events})
+    assert status == 200, answer
+    return project, len(wrong)
+
+
+def wheel(few):
+    """The bundled workflow with the toy models, small."""
+    return comfy.bundled(
+        "flywheel2_edit_wheel",
+        Project__name=NAME,
+        Edit_LoRA_Settings__engine="peft_qlora",
+        Edit_LoRA_Settings__base_model="tiny-qwen",
+        Edit_LoRA_Settings__steps=12,
+        Edit_LoRA_Settings__memory="12 GB",
+        Edit_LoRA_Settings__engine_options="precision = as stored\ntext_encoder = as stored\noptimizer = adamw\nsample_steps = 1\nwarmup = 0",
+        Create_Correction_Triplets__doctor="off",
+        Curate_Source__folder=str(few),
+        Prompt_Set__preset="none",
+        Prompt_Set__prompts="Change lighting to sunset, keep person identical",
+        Prompt_Set__per_source=0,
+        Enrich_Dataset__megapixels=0.1,
+        **{"Qwen_Editor_(ComfyUI_models)__steps": 2},
+        **TINY,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tiny_folder, few, corrected):
+    """The bundled wheel queued until its LoRA is there."""
+    project, count = corrected
+    first = ran(tiny, wheel(few))
+    assert f"{count} triplets" in first.text(TRIPLETS) and ENRICH not in first.outputs, "what needs the LoRA waits silently"
+    (job,) = jobs_of(project)
+    assert run.wait(job, 240).state == "done", job.status()
+    return project, job
+
+
+def test_the_bundled_wheel_enriches_with_the_lora_it_trained(tiny, trained, few):
+    project, _ = trained
+    done = ran(tiny, wheel(few))
+    assert "found in Qwen-Image-Edit" in done.text(TRAINED)
+    lineages = Shelf(project.stage("enriched")).lineages.values()
+    used = [lineage for lineage in lineages if f"{FOLDER}-edit-v001" in str(lineage.facts)]
+    assert len(used) == 3, [lineage.facts.get("editor") for lineage in lineages]
+
+
+def picture_of(server, outcome):
+    shown = outcome.outputs["16"]["images"][0]
+    return np.asarray(Image.open(server.base / "output" / shown["subfolder"] / shown["filename"]).convert("RGB"), dtype=int)
+
+
+def test_the_test_scene_and_the_trained_model_show_the_same_lora(tiny, trained, few):
+    _, job = trained
+    status, scene = comfy.call(tiny.address, f"/flenwheel/jobs/{FOLDER}/{job.id}/try")
+    assert status == 200 and scene["name"] == f"flenwheel/{FOLDER}/{FOLDER}-edit-v001.safetensors"
+    assert [node["widgets_values"][0] for node in scene["workflow"]["nodes"] if node["title"] == "This LoRA"] == [scene["name"]]
+
+    (tiny.base / "input").mkdir(exist_ok=True)
+    Image.effect_noise((128, 160), 80).convert("RGB").save(tiny.base / "input" / "example.png")
+    strong = 10.0  # a few steps teach little
+    graph = comfy.bundled("try_this_edit_lora", **TINY, This_LoRA__lora_name=scene["name"], This_LoRA__strength_model=strong)
+    for sampler in ("10", "11"):
+        graph[sampler]["inputs"]["steps"] = 2
+    graph["5"] = {
+        "class_type": "ImageScale",
+        "inputs": {"image": ["4", 0], "upscale_method": "area", "width": 128, "height": 160, "crop": "disabled"},
+    }
+    picture = picture_of(tiny, ran(tiny, graph))
+    assert picture.shape[1] == 3 * 128 + 2 * 16
+    without, with_it = picture[:, 144:272], picture[:, 288:416]
+    assert np.abs(without - with_it).max() > 2, "the LoRA changes the picture"
+
+    numbers = {"1": "101", TRIPLETS: "102", "4": "104", START: "105"}
+    for number, renamed in numbers.items():
+        node = wheel(few)[number]
+        inputs = {name: [numbers[value[0]], value[1]] if isinstance(value, list) else value for name, value in node["inputs"].items()}
+        graph[renamed] = {"class_type": node["class_type"], "inputs": inputs}
+    graph["6"] = {"class_type": "FLEN_TrainedLora", "inputs": {"job": ["105", 0], "weight": strong, "model": ["1", 0]}}
+    graph["11"]["inputs"]["model"] = ["6", 1]
+    graph["16"]["inputs"]["filename_prefix"] = "flenwheel/patched"
+    assert np.array_equal(picture_of(tiny, ran(tiny, graph)), picture), "Trained LoRA's model is what the loader makes"
