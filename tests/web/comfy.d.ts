@@ -31,6 +31,7 @@ export const app: {
 
 export const api: {
   fileURL(path: string): string
+  fetchApi(route: string, options?: RequestInit): Promise<Response>
   addEventListener(event: string, listener: (event: { detail: any }) => void): void
 }
 

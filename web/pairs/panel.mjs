@@ -53,7 +53,7 @@ class Panel {
     find("#export").addEventListener("click", () => void this.export())
     find("#only-problems").addEventListener("click", () => { this.onlyProblems = !this.onlyProblems; this.draw() })
     find("#instruction").addEventListener("change", (event) => void this.change("", { instruction: event.target.value }))
-    for (const choice of document.querySelectorAll("[data-view]")) choice.addEventListener("click", () => { this.view = choice.dataset.view; this.draw() })
+    for (const choice of viewChoices()) choice.addEventListener("click", () => { this.view = choice.dataset.view; this.draw() })
     addEventListener("focus", () => void this.refresh())
     new ResizeObserver(() => this.view === "files" && this.draw()).observe(find("#scroller"))
   }
@@ -96,7 +96,7 @@ class Panel {
     only.textContent = count(wrong, "Only problems ({n})", "Only problems ({n})")
     only.disabled = !wrong && !this.onlyProblems
     only.setAttribute("aria-pressed", String(this.onlyProblems))
-    for (const choice of document.querySelectorAll("[data-view]")) choice.setAttribute("aria-pressed", String(choice.dataset.view === this.view))
+    for (const choice of viewChoices()) choice.setAttribute("aria-pressed", String(choice.dataset.view === this.view))
     const instruction = find("#instruction")
     if (document.activeElement !== instruction) instruction.value = set.instruction
     find("#empty").hidden = set.rows.length > 0
@@ -308,3 +308,8 @@ async function start() {
 }
 
 start().catch(trouble)
+
+/** @returns {NodeListOf<HTMLElement>} */
+function viewChoices() {
+  return document.querySelectorAll("[data-view]")
+}
