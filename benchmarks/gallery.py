@@ -1,19 +1,22 @@
 """The review page with 100, 1,000 and 5,000 images: first pictures, scrolling, memory, from key to saved.
 
-    python benchmarks/gallery.py [counts, e.g. 100 1000]
+    python benchmarks/gallery.py [counts, e.g. 100 1000] [--frames 120] [--verdicts 200]
 
 Needs FLEN_COMFYUI, FLEN_CHROMIUM and playwright. The real ComfyUI serves; headless Chromium draws without a graphics card. The peer, in the same
 run, is the naive grid of most node packs: every image in the page at once, as its full file, and a verdict that waits for the server. 20,000 images
-are given to the review page alone. Each page is opened twice; the first time the thumbnails do not exist yet. Prints a table and writes
-results/gallery.md.
+are given to the review page alone. Each page is opened twice; the first time the thumbnails do not exist yet. Writes
+results/gallery.md after each page.
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
 import os
 import platform
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,7 +35,8 @@ from web.pages import portrait  # noqa: E402
 
 COUNTS = (100, 1_000, 5_000, 20_000)
 MOST_NAIVE = 5_000
-FRAMES, STEP_PX, VERDICTS = 120, 180, 200
+STEP_PX = 180
+log = logging.getLogger("gallery")
 SIZE = (1024, 1280)
 DRAWN = 96  # different pictures; the files of all differ
 
@@ -100,7 +104,13 @@ NAIVE_LABEL = """async ([listing, verdicts]) => {
 
 
 def main() -> None:
-    counts = [int(word) for word in sys.argv[1:]] or COUNTS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("counts", type=int, nargs="*", default=COUNTS)
+    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--verdicts", type=int, default=200)
+    asked = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    began = time.perf_counter()
     rows: list[list[str]] = []
     drawn = [png_bytes(portrait(number).resize(SIZE)) for number in range(DRAWN)]
 
@@ -113,16 +123,19 @@ def main() -> None:
         sync_playwright() as driver,
     ):
         browser = driver.chromium.launch(executable_path=os.environ.get("FLEN_CHROMIUM"), args=["--no-sandbox", "--disable-gpu"])
-        for count in counts:
+        for count in asked.counts:
             reviewed = candidates(server.base / "output" / "flenwheel", count, png, SIZE)
             for naive in (True, False):
                 if not naive or count <= MOST_NAIVE:
-                    rows.append([f"{count:,}", "naive grid" if naive else "review page", *measured(browser, server, reviewed, naive=naive)])
-                    write(rows)
+                    rows.append(
+                        [f"{count:,}", "naive grid" if naive else "review page", *measured(browser, server, reviewed, asked, naive=naive)]
+                    )
+                    write(rows, asked)
+                    log.info("%s after %.0f s", " | ".join(rows[-1]), time.perf_counter() - began)
         browser.close()
 
 
-def measured(browser: Browser, server: Server, stage: Stage, *, naive: bool) -> list[str]:
+def measured(browser: Browser, server: Server, stage: Stage, asked: argparse.Namespace, *, naive: bool) -> list[str]:
     """The figures of one page, as cells of the table."""
     where = f"{server.address}/flenwheel/review/{stage.project.folder_name}/enriched/v1"
     cold = opened(browser, server, stage, where, naive=naive)[1]
@@ -130,13 +143,13 @@ def measured(browser: Browser, server: Server, stage: Stage, *, naive: bool) -> 
     tools = page.context.new_cdp_session(page)
     tools.send("Performance.enable")
     before = metrics(tools)
-    frames = page.evaluate(SCROLL, [FRAMES, STEP_PX])
+    frames = page.evaluate(SCROLL, [asked.frames, STEP_PX])
     after = metrics(tools)
-    script = 1_000 * (after["ScriptDuration"] - before["ScriptDuration"]) / FRAMES
-    layout = 1_000 * sum(after[name] - before[name] for name in ("LayoutDuration", "RecalcStyleDuration")) / FRAMES
+    script = 1_000 * (after["ScriptDuration"] - before["ScriptDuration"]) / asked.frames
+    layout = 1_000 * sum(after[name] - before[name] for name in ("LayoutDuration", "RecalcStyleDuration")) / asked.frames
     page.wait_for_timeout(500)
     memory = renderer_mb()
-    verdicts = min(VERDICTS, page.evaluate("async (where) => (await (await fetch(where)).json()).counts.total", where) // 2)
+    verdicts = min(asked.verdicts, page.evaluate("async (where) => (await (await fetch(where)).json()).counts.total", where) // 2)
     times = page.evaluate(NAIVE_LABEL, [where, verdicts]) if naive else page.evaluate(LABEL, verdicts)
     seen, saved = (sorted(time[part] for time in times) for part in (0, 1))
     page.context.close()
@@ -178,13 +191,13 @@ def quantile(values: list[float], part: float) -> float:
     return values[min(len(values) - 1, int(part * len(values)))]
 
 
-def write(rows: list[list[str]]) -> None:
+def write(rows: list[list[str]], asked: argparse.Namespace) -> None:
     head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) |"
     table = [head, "|---" * 10 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     text = f"""# The review page, and a naive grid
 
-ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} (this benchmark makes about 2), Python {platform.python_version()}. {FRAMES} frames of
-{STEP_PX} px scrolling; {VERDICTS} verdicts one after the other (at most half of the images). Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
+ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} (this benchmark makes about 2), Python {platform.python_version()}. {asked.frames} frames of
+{STEP_PX} px scrolling; {asked.verdicts} verdicts one after the other (at most half of the images). Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
 few kB, which flatters the naive grid: real candidates are a hundred times as large on disk. The naive grid holds every image in the page at once, as
 its full file, and marks a card when the server has answered.
 
@@ -193,7 +206,6 @@ its full file, and marks a card when the server has answered.
 Goals: under 8 ms of script per frame, first pictures under 1 s once thumbnails exist, a verdict saved in under 50 ms in 99 of 100 cases.
 """
     (ROOT / "benchmarks" / "results" / "gallery.md").write_text(text, encoding="utf-8")
-    print(text)
 
 
 if __name__ == "__main__":
