@@ -8,12 +8,11 @@ from typing import Any
 import comfy.samplers
 import torch
 from comfy_api.latest import io
-from PIL import Image
 
 from ..flywheel import lora, qwen
 from ..flywheel.errors import EditorError
-from ..flywheel.images import content_key, png_bytes, value_key
-from . import host, sockets
+from ..flywheel.images import value_key
+from . import host, more_pictures, sockets
 from .comfy_engine import ComfyEditor, Options, refuse_wrong_models
 from .comfy_loras import fitted
 
@@ -78,12 +77,7 @@ class ComfyEditorNode(io.ComfyNode):
                     tooltip="Qwen only: keep a third of the model's weights off the card by computing once what depends on the step alone. Same image. For cards on which the model does not fit; not yet tried on one.",
                 ),
                 sockets.LORAS.Input("loras", optional=True, tooltip="LoRA Stack: Lightning, angles, your own edit LoRA."),
-                io.Image.Input(
-                    "picture_2",
-                    optional=True,
-                    tooltip="Shown to the model as Picture 2 with every photo, for example an outfit. First image of a batch.",
-                ),
-                io.Image.Input("picture_3", optional=True, tooltip="Shown as Picture 3 with every photo. Needs picture_2."),
+                *more_pictures.inputs(),
             ],
             outputs=[
                 sockets.EDITOR.Output("editor", tooltip="Connect to Enrich Dataset or Preview Four."),
@@ -110,9 +104,7 @@ class ComfyEditorNode(io.ComfyNode):
         picture_2: torch.Tensor | None = None,
         picture_3: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        if picture_3 is not None and picture_2 is None:
-            raise EditorError("picture_3 is connected but picture_2 is not. Connect it to picture_2: pictures are numbered without gaps.")
-        extras = tuple(_extra(picture) for picture in (picture_2, picture_3) if picture is not None)
+        extras = more_pictures.connected(picture_2, picture_3)
         row = qwen.models()[edit_model]
         if len(extras) >= row.controls:
             surplus = " and ".join(f"picture_{place}" for place in range(row.controls + 1, len(extras) + 2))
@@ -128,11 +120,6 @@ class ComfyEditorNode(io.ComfyNode):
         plans = [f"1 MP, {host.counted(count, 'control')}: {editor.plan(width=1024, height=1024, controls=count)}" for count in controls]
         text = "\n".join([*plans, *fits, *qwen.mismatches(edit_model, editor.loras)])
         return io.NodeOutput(editor, text, ui=host.shown(text))
-
-
-def _extra(picture: torch.Tensor) -> tuple[str, Image.Image]:
-    image = host.pictures(picture[:1])[0]
-    return content_key(png_bytes(image)), image
 
 
 def graph_above(dynprompt: Any, node_id: Any, inputs: Sequence[str]) -> str:

@@ -7,12 +7,13 @@ from typing import Any
 
 import comfy.model_management
 import folder_paths
+import torch
 from comfy_api.latest import io
 
 from ..flywheel import lora, qwen
 from ..flywheel.editors.qwen.jobs import row_of
 from ..flywheel.editors.qwen_diffusers import QwenDiffusers, QwenOptions, refuse_missing_libraries
-from . import host, sockets
+from . import host, more_pictures, sockets
 from .options import widgets
 
 
@@ -30,6 +31,7 @@ class QwenDiffusersNode(io.ComfyNode):
             inputs=[
                 *widgets(QwenOptions),
                 sockets.LORAS.Input("loras", optional=True, tooltip="LoRA Stack: Lightning, angles, your own edit LoRA."),
+                *more_pictures.inputs(),
             ],
             outputs=[
                 sockets.EDITOR.Output("editor", tooltip="Connect to Enrich Dataset."),
@@ -39,13 +41,21 @@ class QwenDiffusersNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, loras: lora.LoraStack | None = None, **options: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        loras: lora.LoraStack | None = None,
+        picture_2: torch.Tensor | None = None,
+        picture_3: torch.Tensor | None = None,
+        **options: Any,
+    ) -> io.NodeOutput:
+        cache = host.home() / ".cache" / "qwen"
         options["model"] = _model_folder(options["model"])
         options["transformer_file"] = _transformer_file(options["transformer_file"])
         editor = QwenDiffusers(
             **options,
             loras=loras or lora.LoraStack(),
-            cache=host.home() / ".cache" / "qwen",
+            pictures=more_pictures.kept(more_pictures.connected(picture_2, picture_3), cache / "pictures"),
+            cache=cache,
             device=str(comfy.model_management.get_torch_device()),
             make_room=_make_room,
         )
@@ -53,7 +63,8 @@ class QwenDiffusersNode(io.ComfyNode):
         model = editor.folder()
         fits = [str(fit) for fit in editor.fits(model)]
         plans = [
-            f"1 MP, {host.counted(count, 'control')}: {editor.plan(model, width=1024, height=1024, controls=count)}" for count in (1, 3)
+            f"1 MP, {host.counted(count, 'control')}: {editor.plan(model, width=1024, height=1024, controls=count)}"
+            for count in sorted({len(editor.pictures) + 1, 3})
         ]
         text = "\n".join([*plans, *fits, *qwen.mismatches(row_of(model).name, editor.loras)])
         return io.NodeOutput(editor, text, ui=host.shown(text))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import lora, qwen
 from ..errors import EditorError, EditorUnavailable
 from ..images import value_key
-from . import Edit, EditRequest
+from . import ControlRef, Edit, EditRequest
 from .qwen.models import ModelFolder, open_folder
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class QwenDiffusers(QwenOptions):
     top. Text is encoded first and kept, weights that see only the timestep become small tables, so that all of it stays on a 24 GB card."""
 
     loras: lora.LoraStack = field(default=lora.LoraStack(), metadata={"help": "LoRAs to stack on the model."})
+    pictures: tuple[ControlRef, ...] = field(default=(), metadata={"help": "Pictures 2 and 3, shown with every photo."})
     cache: Path | None = field(default=None, compare=False, metadata={"help": "Folder for embeddings, tables and quantised weights."})
     device: str = field(
         default="", compare=False, metadata={"help": "Where to compute, such as cuda:0 or cpu; empty takes the best there is."}
@@ -154,7 +155,7 @@ class QwenDiffusers(QwenOptions):
 
     @property
     def controls(self) -> range:
-        return range(1, 4)
+        return range(1, 4 - len(self.pictures))
 
     def folder(self) -> ModelFolder:
         """
@@ -205,7 +206,7 @@ class QwenDiffusers(QwenOptions):
         return lora.fingerprint(self.loras.for_prompt(request.prompt, request.tags))
 
     def _fingerprint(self, loras: tuple[lora.StackedLora, ...]) -> dict[str, str]:
-        return {
+        told = {
             "editor": self.name,
             "version": VERSION,
             "model": self._model_key(),
@@ -219,6 +220,7 @@ class QwenDiffusers(QwenOptions):
             "block_cache": f"{self.block_cache:g}",
             "loras": lora.fingerprint(loras),
         }
+        return told | {f"picture_{place}": picture.key for place, picture in enumerate(self.pictures, 2)}
 
     def _model_key(self) -> str:
         try:
@@ -256,6 +258,7 @@ class QwenDiffusers(QwenOptions):
             block_cache=self.block_cache,
             compile=self.compile,
             cache=self.cache,
+            pictures=self.pictures,
             name=self.name,
         )
         with Engine(model, self.loras, settings) as engine:

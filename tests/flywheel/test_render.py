@@ -1,6 +1,8 @@
 import errno
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +46,13 @@ def test_running_again_makes_nothing_and_opens_no_session(orders, shelf):
     assert again.made == 0 and len(again.finished) == 6
     assert editor.sessions == ["opened", "closed"]
     assert first == {path: path.stat().st_mtime_ns for path in Shelf(shelf.stage).files.values()}
+
+
+def test_two_images_tell_how_long_the_rest_will_take(orders, shelf, caplog):
+    with caplog.at_level(logging.INFO, "flenwheel"):
+        render(orders, Stamp(), shelf)
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(r"stamp: [\d.]+ s per image \(the first two\); about \d+ s for the other 4\.", told)
 
 
 def test_cancelling_keeps_what_was_made_and_the_next_run_makes_the_rest(orders, shelf):

@@ -88,7 +88,7 @@ class Engine(ExitStack):
         Raises:
             EditorError: such an image cannot be made; says why.
         """
-        return job_of(request, self.settings, self.stack, self._row, lambda one, n: self.inputs.picture(one.controls[n]).image.size)
+        return job_of(request, self.settings, self.stack, self._row, lambda control: self.inputs.picture(control).image.size)
 
     # --- the batch ----------------------------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class Engine(ExitStack):
                 outcomes.append((job.request, error))
                 continue
             image = latents.pictures(pixels)[0]
-            moved = registration.noted(self.inputs.picture(job.request.controls[0]).image, image)
+            moved = registration.noted(self.inputs.picture(job.controls[0]).image, image)
             outcomes.append((job.request, Rendered(image, {**self._notes(job, made.seconds), **moved})))
             self._counted(made.seconds)
         return outcomes
@@ -233,7 +233,7 @@ class Engine(ExitStack):
         self.counts.seconds += seconds
 
     def _notes(self, job: Job, seconds: float) -> dict[str, Any]:
-        pictures = {control.path.name: self.inputs.picture(control).treatments for control in job.request.controls}
+        pictures = {control.path.name: self.inputs.picture(control).treatments for control in job.controls}
         treated = {name: list(treatments) for name, treatments in pictures.items() if treatments}
         return {
             "prompt_used": job.prompt,

@@ -42,11 +42,11 @@ class Inputs:
         """Have all that this job needs."""
         for prompt in (job.prompt, *([self.settings.negative_prompt] if job.guidance > 1 else [])):
             self.embedded(job, prompt)
-        for control, size in zip(job.request.controls, job.sizes, strict=True):
+        for control, size in zip(job.controls, job.sizes, strict=True):
             self.control(control, size)
 
     def cell(self, job: Job) -> denoise.Cell:
-        controls = [latents.pack(self.control(control, size)) for control, size in zip(job.request.controls, job.sizes, strict=True)]
+        controls = [latents.pack(self.control(control, size)) for control, size in zip(job.controls, job.sizes, strict=True)]
         unwanted = self.embedded(job, self.settings.negative_prompt) if job.guidance > 1 else None
         noise = denoise.noise(job.request.seed, job.size)
         return denoise.Cell(noise, torch.cat(controls, dim=1), self.embedded(job, job.prompt), unwanted, job.shapes)
@@ -58,12 +58,12 @@ class Inputs:
                 self.parts.text_precision,
                 str(self.settings.dtype),
                 prompt,
-                [one.key for one in job.request.controls],
+                [one.key for one in job.controls],
             ]
         )
 
         def make() -> dict[str, torch.Tensor]:
-            pictures = [self.picture(control).image for control in job.request.controls]
+            pictures = [self.picture(control).image for control in job.controls]
             self.parts.counts.encoded += 1
             return {"words": self.parts.with_room(lambda: encode.encode(*self.parts.text_encoder(), prompt, pictures))}
 
@@ -89,7 +89,7 @@ class Inputs:
 
     def preview(self, job: Job) -> latents.Preview:
         """How this job's unfinished latents become small pictures."""
-        control, size = job.request.controls[0], job.sizes[0]
+        control, size = job.controls[0], job.sizes[0]
         key = f"{control.key} {size}"
         if key not in self._preview:
             self._preview.clear()

@@ -10,7 +10,7 @@ import torch
 
 from ... import lora, qwen
 from ...errors import EditorError
-from .. import EditRequest
+from .. import ControlRef, EditRequest
 from . import denoise, latents
 from .models import ModelFolder
 
@@ -38,6 +38,7 @@ class Settings:
     block_cache: float
     compile: bool
     cache: Path | None
+    pictures: tuple[ControlRef, ...] = ()  # shown with every request, after its own controls
     name: str = "qwen_diffusers"
 
 
@@ -46,6 +47,7 @@ class Job:
     """A request with what its words ask for: the prompt that is encoded, the LoRAs that go with it and what these need. `sizes` of its controls, px."""
 
     request: EditRequest
+    controls: tuple[ControlRef, ...]
     prompt: str
     loras: tuple[lora.StackedLora, ...]
     sizes: tuple[tuple[int, int], ...]
@@ -95,31 +97,29 @@ def job_of(
     settings: Settings,
     stack: lora.LoraStack,
     row: qwen.EditModel,
-    size_of: Callable[[EditRequest, int], tuple[int, int]],
+    size_of: Callable[[ControlRef], tuple[int, int]],
 ) -> Job:
-    """`size_of` answers with the size of a request's control as the file has it.
+    """`size_of` answers with the size of a control as the file has it.
 
     Raises:
         EditorError: this editor cannot make such an image; says why.
     """
-    if not 1 <= len(request.controls) <= 3:
-        raise EditorError(
-            f"{settings.name} takes 1 to 3 control images and got {len(request.controls)} for {request.label or request.prompt!r}."
-        )
+    controls = (*request.controls, *settings.pictures)
+    if not request.controls or len(controls) > 3:
+        raise EditorError(f"{settings.name} takes 1 to 3 control images and got {len(controls)} for {request.label or request.prompt!r}.")
     if request.width % latents.PATCH or request.height % latents.PATCH or min(request.width, request.height) < latents.PATCH:
         raise EditorError(f"{request.width} x {request.height} px cannot be made: both sides must be multiples of {latents.PATCH}.")
     loras = stack.for_prompt(request.prompt, request.tags)
-    sizes = tuple(_control_size(request, n, size_of(request, n), settings.control_megapixels) for n in range(len(request.controls)))
+    sizes = tuple(_control_size(request, control, size_of(control), settings.control_megapixels) for control in controls)
     steps, guidance = qwen.steps_and_cfg(row, loras, settings.steps, settings.guidance)
     lightning = settings.schedule == "lightning" or (settings.schedule == "auto" and is_distilled(loras))
-    return Job(request, lora.with_triggers(request.prompt, loras), loras, sizes, steps, guidance, lightning)
+    return Job(request, controls, lora.with_triggers(request.prompt, loras), loras, sizes, steps, guidance, lightning)
 
 
-def _control_size(request: EditRequest, number: int, size: tuple[int, int], megapixels: float) -> tuple[int, int]:
+def _control_size(request: EditRequest, control: ControlRef, size: tuple[int, int], megapixels: float) -> tuple[int, int]:
     width, height = size
     if max(size) > ASPECT_MAX * min(size):
-        name = request.controls[number].path.name
-        raise EditorError(f"{name} is {width} x {height} px; more than {ASPECT_MAX} to 1 is not edited. Crop it.")
+        raise EditorError(f"{control.path.name} is {width} x {height} px; more than {ASPECT_MAX} to 1 is not edited. Crop it.")
     return qwen.control_size(width, height, (request.width, request.height), megapixels)
 
 
