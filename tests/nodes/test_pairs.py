@@ -1,11 +1,12 @@
 """Paired datasets in the real ComfyUI: load, refuse, examine, mend, export, import; and a lap's corrections become exported triplets."""
 
 import json
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
-from comfyui_flenwheel.flywheel.images import content_key, open_image
+from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes
 from comfyui_flenwheel.flywheel.layouts import import_dataset
 from comfyui_flenwheel.flywheel.project import load_project
 from PIL import Image, ImageDraw
@@ -147,69 +148,85 @@ def test_pictures_of_other_nodes_are_paired_by_order(server, shirts):
     assert short.status == "error" and "control_1 has no file for target/0003.png" in short.error
 
 
+def pixels(path):
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def put(address, path, content):
+    with urllib.request.urlopen(urllib.request.Request(address + path, content, {"Content-Type": "image/png"}, method="PUT")) as answer:
+        return json.loads(answer.read())
+
+
 @pytest.mark.faces
 def test_a_laps_corrections_become_exported_triplets(server, photos):
+    """One image is corrected by hand, one by a painted spot, the others by four tries each; what is found good is exported."""
+    name, reviewed = "wheel two", comfy.review_path("wheel_two")
     prompt = comfy.first_lap(
-        Project__name="wheel two", Curate_Source__folder=str(photos), Prompt_Set__per_source=1, Enrich_Dataset__megapixels=0.2
+        Project__name=name, Curate_Source__folder=str(photos), Prompt_Set__per_source=1, Enrich_Dataset__megapixels=0.2
     )
     assert comfy.run(server.address, prompt).status == "success"
     project = load_project(server.base / "output" / "flenwheel" / "wheel_two")
-    items = comfy.review(server.address, "wheel_two")["items"]
-    wrong = [item["key"] for item in items[:2]]
+    wrong = [item["key"] for item in comfy.review(server.address, "wheel_two")["items"][:3]]
+    by_hand, painted, _ = wrong
     comfy.label(server.address, "wheel_two", dict.fromkeys(wrong, "needs_correction"), ["identity"])
-    nodes = {
+    inputs = {"direction": "forward", "positives": 0, "held_out": 0.1, "doctor": "align", "template": "", "keep": "", "with_token": False}
+    export = {"layout": "ai-toolkit", "model": "Qwen-Image-Edit-2509", "megapixels": 0.0, "resolution": 1024, "repeats": 1, "folder": ""}
+    triplets = {
         "1": prompt["1"],
-        "2": {
-            "class_type": "FLEN_CreateCorrectionTriplets",
-            "inputs": {
-                "project": ["1", 0],
-                "direction": "forward",
-                "positives": 0,
-                "held_out": 0.1,
-                "doctor": "align",
-                "template": "",
-                "keep": "",
-                "with_token": False,
-            },
-        },
-        "4": {
-            "class_type": "FLEN_ExportDataset",
-            "inputs": {
-                "dataset": ["2", 0],
-                "layout": "ai-toolkit",
-                "model": "Qwen-Image-Edit-2509",
-                "megapixels": 0.0,
-                "resolution": 1024,
-                "repeats": 1,
-                "folder": "",
-            },
-        },
+        "2": {"class_type": "FLEN_CreateCorrectionTriplets", "inputs": {"project": ["1", 0], **inputs}},
+        "4": {"class_type": "FLEN_ExportDataset", "inputs": {"dataset": ["2", 0], **export}},
     }
-    none_yet = comfy.run(server.address, nodes)
-    assert none_yet.status == "error" and "2 images are labelled needs_correction" in none_yet.error
+    none_yet = comfy.run(server.address, triplets)
+    assert none_yet.status == "error" and "3 images are labelled needs_correction" in none_yet.error
+
+    faulty = {content_key(path): path for path in project.stage("enriched").folder.rglob("*.png")}
     folder = project.stage("corrections").folder
     folder.mkdir(parents=True, exist_ok=True)
-    for key in wrong:
-        faulty = next(path for path in project.stage("enriched").folder.rglob("*.png") if content_key(path) == key)
-        fixed = np.asarray(Image.open(faulty).convert("RGB")).copy()
-        fixed[10:40, 10:40] = 255 - fixed[10:40, 10:40]
-        Image.fromarray(fixed).save(folder / f"{key}.png")
-    waiting = comfy.run(server.address, nodes)
-    assert waiting.status == "error" and "2 corrections wait for a verdict" in waiting.error
-    by_hand = {content_key(path): "good" for path in folder.glob("*.png")}
+    fixed = pixels(faulty[by_hand])
+    fixed[10:40, 10:40] = 255 - fixed[10:40, 10:40]
+    Image.fromarray(fixed).save(folder / f"{by_hand}.png")
+    original = pixels(faulty[painted])
+    mask = Image.new("L", (original.shape[1], original.shape[0]))
+    ImageDraw.Draw(mask).ellipse((60, 60, 160, 160), fill=255)
+    kept = put(server.address, f"{reviewed}/mask/{painted}", png_bytes(mask))["mask"]
+    order = {"reviewer": "test", "key": painted, "prompt": "change lighting to neon", "seeds": [5], "from": "candidate", "mask": kept}
+    assert comfy.call(server.address, f"{reviewed}/repair", order)[0] == 200
+    repairs = {
+        "1": prompt["1"],
+        "2": {"class_type": "FLEN_RehearsalEditor", "inputs": {"spoil_rate": 0.0, "seconds_per_image": 0.0}},
+        "3": {"class_type": "FLEN_RepairCandidates", "inputs": {"project": ["1", 0], "editor": ["2", 0], "limit": 0, "tries_each": 4}},
+    }
+    done = comfy.run(server.address, repairs)
+    assert done.status == "success", done.error
+    assert "6 corrections" in done.text("3") and "1 images got an order of 4 tries" in done.text("3"), done.text("3")
+    again = comfy.run(server.address, repairs)
+    assert again.status == "success" and "got an order" not in again.text("3"), "nothing is ordered twice"
+
+    waiting = comfy.run(server.address, triplets)
+    assert waiting.status == "error" and "6 corrections wait for a verdict" in waiting.error
+    results = comfy.call(server.address, comfy.review_path("wheel_two", "corrections"))[1]["items"]
+    of = {key: [item["key"] for item in results if item["corrects"]["key"] == key] for key in wrong}
+    assert [len(of[key]) for key in wrong] == [1, 1, 4]
+    spot = next(path for path in folder.rglob("*.png") if content_key(path) == of[painted][0])
+    changed = np.abs(original.astype(np.int16) - pixels(spot)).max(axis=2)
+    assert changed[90:130, 90:130].max() > 8 and changed[200:].max() == 0, "only the painted spot is another"
+    events = [
+        {"key": key, "label": label, "reasons": [], "note": ""}
+        for keys in of.values()
+        for key, label in zip(keys, ["good", "reject", "reject", "reject"], strict=False)
+    ]
     status, answer = comfy.call(
-        server.address,
-        comfy.review_path("wheel_two", "corrections") + "/labels",
-        {"reviewer": "test", "events": [{"key": key, "label": label, "reasons": [], "note": ""} for key, label in by_hand.items()]},
+        server.address, comfy.review_path("wheel_two", "corrections") + "/labels", {"reviewer": "test", "events": events}
     )
     assert status == 200, answer
-    outcome = comfy.run(server.address, nodes)
+    outcome = comfy.run(server.address, triplets)
     assert outcome.status == "success", outcome.error
-    to_export = {**nodes["4"]["inputs"], "dataset": ["2", 1]}
+    to_export = {**triplets["4"]["inputs"], "dataset": ["2", 1]}
     look = {"training": ["6", 0], "action": "only look", "hours": "", "meanwhile": "ComfyUI waits"}
     alone = {
-        **nodes,
-        "4": {**nodes["4"], "inputs": to_export},
+        **triplets,
+        "4": {**triplets["4"], "inputs": to_export},
         "5": doctored(["2", 1]),
         "6": settings(["5", 0]),
         "7": {"class_type": "FLEN_TrainLora", "inputs": look},
@@ -217,9 +234,11 @@ def test_a_laps_corrections_become_exported_triplets(server, photos):
     nothing_held = comfy.run(server.address, alone)
     assert nothing_held.status == "success", nothing_held.error
     assert [nothing_held.text(node) for node in ("4", "5")] == ["No pairs came over the link: nothing is held out."] * 2
-    assert "2 triplets, 0 held out" in nothing_held.text("6"), "what is not there stops no training"
-    assert "2 triplets" in outcome.text("2") and "8 more reach the minimum" in outcome.text("2")
+    assert "3 triplets, 0 held out" in nothing_held.text("6"), "what is not there stops no training"
+    assert "3 triplets" in outcome.text("2") and "7 more reach the minimum" in outcome.text("2")
     rows = json.loads((project.stage("qwen_training").folder / "triplets.json").read_text())
-    assert [row["improvement"] for row in rows] == ["Corrected by hand"] * 2 and {row["issue"] for row in rows} == {"identity"}
+    assert len(rows) == 3 and sum(row["improvement"] == "Corrected by hand" for row in rows) == 1
+    assert {row["issue"] for row in rows} == {"identity"}
+    assert {row["lineage"]["edit_key"] for row in rows} == {of[key][0] for key in wrong}
     back = import_dataset(exported_to(outcome))
-    assert len(back.pairs) == 2 and all(pair.target.width == pair.controls[0].width for pair in back.pairs)
+    assert len(back.pairs) == 3 and all(pair.target.width == pair.controls[0].width for pair in back.pairs)
