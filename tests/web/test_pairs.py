@@ -161,6 +161,34 @@ def test_files_that_are_no_pictures_or_whose_place_is_taken_are_told(server, new
     assert set_of(server, "refusals")[1]["slots"][0]["count"] == 1
 
 
+def test_folders_whose_names_say_nothing_get_a_place_each(server, new_tab, shirts, tmp_path):
+    """Guessed in the order target, control 1, control 2, and asked; one may be left out, and nothing meets another's names."""
+    for called, origin in zip(("alpha", "beta", "gamma", "delta"), (*LOGO_ON_SHIRT.folders, "shirts"), strict=True):
+        (tmp_path / "mine" / called).mkdir(parents=True)
+        for stem in ("01", "02"):
+            shutil.copy(shirts / origin / f"{stem}.png", tmp_path / "mine" / called)
+    tab = page_of(server, new_tab, "unnamed folders")
+    drop(tab, "#empty h2", *(tmp_path / "mine" / called for called in ("alpha", "beta", "gamma", "delta")))
+    tab.locator("#places-go").wait_for()
+    tab.screenshot(path=tmp_path / "asked.png")
+    asked = {select.get_attribute("data-folder"): select for select in tab.locator("dialog select").all()}
+    assert {folder: select.input_value() for folder, select in asked.items()} == {
+        "alpha": "target",
+        "beta": "control_1",
+        "gamma": "control_2",
+        "delta": "control_3",
+    }
+    asked["beta"].select_option("control_2")
+    asked["gamma"].select_option("control_1")
+    asked["delta"].select_option("")
+    tab.click("#places-go")
+    wait_for_text(tab, "#summary", "2 pairs")
+    assert [slot["count"] for slot in set_of(server, "unnamed_folders")[1]["slots"]] == [2, 2, 2]
+    assert tab.locator("dialog").count() == 0, "no name was taken"
+    titles = tab.locator(".pair[data-key='01'] .cell figcaption")
+    assert ["256 × 256" in titles.nth(number).get_attribute("title") for number in range(3)] == [False, True, False]
+
+
 @pytest.mark.parametrize(("renderer", "theme"), LOOKS)
 def test_the_node_holds_the_panel_and_takes_dropped_files(server, new_tab, shirts, renderer, theme):
     name = f"in the node {theme}"

@@ -36,6 +36,26 @@ export function importFrom(projects, chooseArchive) {
 }
 
 /**
+ * Which dropped folder holds what, where their names do not say it.
+ * @param {Map<string, string|null>} guess folder to slot @param {import("./api.mjs").Slot[]} slots @returns {Promise<Map<string, string|null>|null>}
+ */
+export function whichIsWhat(guess, slots) {
+  return asked(t("Which folder holds what?"), (close) => {
+    const named = (number) => [number ? t("Control {n}", { n: number }) : t("Target"), slots[number]?.label].filter(Boolean).join(": ")
+    const places = ["target", "control_1", "control_2", "control_3"].map((slot, number) => ({ slot, text: named(number) }))
+    const selects = new Map([...guess].map(([folder, slot]) => {
+      const select = element("select", { dataset: { folder } }, ...places.map((place) => element("option", { value: place.slot, text: place.text })), element("option", { value: "", text: t("Leave out") }))
+      select.value = slot ?? ""
+      return [folder, select]
+    }))
+    return [element("p", { text: t("The names of these folders do not say it. Files pair by their names, so every folder needs its own place.") }),
+      ...[...selects].map(([folder, select]) => element("label", {}, folder, select)),
+      end(button({ class: "quiet", text: t("Cancel"), on: { click: () => close(null) } }),
+        button({ class: "primary", id: "places-go", text: t("Add the files"), on: { click: () => close(new Map([...selects].map(([folder, select]) => [folder, select.value || null]))) } }))]
+  })
+}
+
+/**
  * @param {(what: {find: string, put: string, any_case: boolean}) => Promise<Record<string, string>>} preview
  * @returns {Promise<{find: string, put: string, any_case: boolean}|null>}
  */

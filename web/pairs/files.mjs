@@ -9,7 +9,9 @@ const AT_ONCE = 4
 const WANTED = /\.(png|jpe?g|webp|bmp|tiff?|gif|heic|heif|avif|txt|jsonl)$/i
 const CALLED = { target: /^(targets?|results?|outputs?|after|end)$/, control_1: /^(control_?1?|controls|sources?|inputs?|before|start)$/, control_2: /^control_?2$/, control_3: /^control_?3$/ }
 
-/** @typedef {{file: File, folder: string}} Found a file, and the folder it lay in */
+const PICTURE = /\.(png|jpe?g|webp|bmp|tiff?|gif|heic|heif|avif)$/i
+
+/** @typedef {{file: File, folder: string}} Found a file, and the path of the folder it lay in: `my set/shirts` */
 
 /** What was dropped. Entries must be asked for before the first await. @param {DataTransfer} data @returns {Promise<Found[]>} */
 export async function dropped(data) {
@@ -28,14 +30,29 @@ async function walked(entry, folder) {
     if (!some.length) break
     inside.push(...some)
   }
-  return (await Promise.all(inside.map((child) => walked(child, entry.name)))).flat()
+  return (await Promise.all(inside.map((child) => walked(child, folder ? `${folder}/${entry.name}` : entry.name)))).flat()
 }
 
-/** The slot that a folder's name means, or null. @param {string} folder @param {import("./api.mjs").Slot[]} slots */
-export function slotOf(folder, slots) {
+/** The slot that a folder's path means, or null: its own name, else that of the folder around it. @param {string} path @param {import("./api.mjs").Slot[]} slots */
+export const slotOf = (path, slots) => path.split("/").reverse().map((name) => meant(name, slots)).find(Boolean) ?? null
+
+function meant(folder, slots) {
   const plain = folder.trim().toLowerCase().replace(/[\s-]+/g, "_")
   const labelled = slots.find(({ label }) => label && label.toLowerCase().replace(/[\s-]+/g, "_") === plain)
   return labelled?.slot ?? Object.keys(CALLED).find((slot) => CALLED[slot].test(plain)) ?? null
+}
+
+/**
+ * Which folder goes to which slot, and whether that has to be asked: names that mean nothing are guessed in the order target, control 1, 2, 3.
+ * @param {Found[]} found @param {import("./api.mjs").Slot[]} slots
+ * @returns {{slots: Map<string, string|null>, guessed: boolean}} null: left out, there is no slot for a fifth folder
+ */
+export function placed(found, slots) {
+  const folders = [...new Set(found.filter(({ file, folder }) => folder && PICTURE.test(file.name)).map(({ folder }) => folder))]
+  const told = new Map(folders.map((folder) => [folder, slotOf(folder, slots)]))
+  const free = ["target", "control_1", "control_2", "control_3"].filter((slot) => ![...told.values()].includes(slot))
+  const guessed = folders.length > 1 && [...told.values()].some((slot) => !slot)
+  return { slots: new Map([...told].map(([folder, slot]) => [folder, slot ?? free.shift() ?? null])), guessed }
 }
 
 /**

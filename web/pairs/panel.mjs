@@ -7,8 +7,8 @@ import { ask } from "../review/api.mjs"
 import { button, element, find } from "../review/dom.mjs"
 import { count, learn, t, translate } from "../review/lang.mjs"
 import { create, overview, state as stateOf, tell } from "./api.mjs"
-import { exportAs, findAndReplace, importFrom, tellAll } from "./dialogs.mjs"
-import { dropped, send, slotOf } from "./files.mjs"
+import { exportAs, findAndReplace, importFrom, tellAll, whichIsWhat } from "./dialogs.mjs"
+import { dropped, placed, send, slotOf } from "./files.mjs"
 import { LINE_PX, TILE_PX, columnsFor, line, takesDrops, tiles } from "./sheet.mjs"
 import { tabs } from "./tabs.mjs"
 import { Windowed } from "./windowed.mjs"
@@ -161,11 +161,14 @@ class Panel {
   /** Files dropped anywhere but on a pair's own place. @param {DataTransfer} data */
   async take(data) {
     const found = await dropped(data)
-    const needed = found.map(({ folder }) => slotOf(folder, this.set.slots))
-    const missing = ["control_2", "control_3"].filter((slot) => needed.includes(slot) && !this.set.slots.some((known) => known.slot === slot))
-    for (const _ of missing) if (this.set.slots.length < 4) await this.change("controls", { add: true })
-    const known = new Set(this.set.slots.map(({ slot }) => slot))
-    await this.upload(found.map(({ file }, index) => ({ file, slot: known.has(needed[index] ?? "") ? /** @type {string} */ (needed[index]) : this.slot.slot })))
+    const { slots: guess, guessed } = placed(found, this.set.slots)
+    const chosen = guessed ? await whichIsWhat(guess, this.set.slots) : null
+    if (guessed && !chosen) return
+    const place = (folder) => (chosen?.has(folder) ? chosen.get(folder) : slotOf(folder, this.set.slots) ?? this.slot.slot)
+    const files = found.flatMap(({ file, folder }) => { const slot = place(folder); return slot ? [{ file, slot }] : [] })
+    const controls = Math.max(0, ...files.map(({ slot }) => Number(slot.split("_")[1] ?? 0)))
+    while (this.set.slots.length <= controls && (await this.change("controls", { add: true })));
+    await this.upload(files)
   }
 
   /** A file dropped on one place of one pair gets that pair's name. */
