@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes
 from comfyui_flenwheel.flywheel.layouts import import_dataset
+from comfyui_flenwheel.flywheel.pair_examples import EXAMPLES, make_example
 from comfyui_flenwheel.flywheel.project import load_project
 from PIL import Image, ImageDraw
 
@@ -87,6 +88,20 @@ def test_pairs_are_loaded_mended_shown_and_exported(server, shirts):
     again = comfy.run(server.address, {**graph(shirts), "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}}})
     assert again.cached >= {"1", "2", "3", "4"}
     assert before == {path: path.read_bytes() for path in exported_to(outcome).rglob("*") if path.is_file()}
+
+
+def test_the_bundled_graph_takes_both_examples_to_exports(server, photos):
+    for example in EXAMPLES:
+        make_example(example, photos, server.base / "input" / "flenwheel_examples", pairs=3)
+    prompt = comfy.bundled("paired_dataset")
+    outcome = comfy.run(server.address, prompt)
+    assert outcome.status == "success", outcome.error
+    node = {described["_meta"]["title"]: number for number, described in prompt.items()}
+    assert "3 of 3 pairs are well" in outcome.text(node["Pair Doctor"])
+    shirts, plain = (import_dataset(exported_to(outcome, node[f"Export for {trainer}"])) for trainer in ("musubi-tuner", "diffusers"))
+    assert [pair.stem for pair in shirts.pairs] == [pair.stem for pair in plain.pairs] == ["01", "02", "03"]
+    assert [len(dataset.pairs[0].controls) for dataset in (shirts, plain)] == [2, 1]
+    assert "logo of Picture 2" in shirts.pairs[0].caption and "remove the background" in plain.pairs[0].caption
 
 
 def test_a_gap_is_an_alert_that_names_the_file_and_can_be_mended(server, shirts):
