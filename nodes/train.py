@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..training import job as jobs
 from ..training.curve import loss_curve
 from . import host, jobs_here, sockets
 
-TRAIN, DRY, LOOK, STOP = "train", "dry run", "only look", "stop"
+TRAIN, DRY, BOTH, LOOK, STOP = "train", "dry run", "dry run, then train", "only look", "stop"
 WAITS, GOES_ON = "ComfyUI waits", "ComfyUI goes on"
 
 
@@ -43,9 +44,9 @@ class TrainLora(io.ComfyNode):
                 sockets.TRAINING.Input("training", tooltip="What to train: Character LoRA Settings or Edit LoRA Settings."),
                 io.Combo.Input(
                     "action",
-                    options=[TRAIN, DRY, LOOK, STOP],
+                    options=[TRAIN, DRY, BOTH, LOOK, STOP],
                     default=TRAIN,
-                    tooltip="train: start, or go on after a stop. dry run: a few steps, to see whether it fits and how long it will take; where memory is short it tries the smaller profiles by itself. only look: start nothing. stop: end at the next step; 'train' goes on later.",
+                    tooltip="train: start, or go on after a stop. dry run: a few steps, to see whether it fits and how long it will take; where memory is short it tries the smaller profiles by itself. dry run, then train: the same, and with what fits the training begins by itself. only look: start nothing. stop: end at the next step; 'train' goes on later.",
                 ),
                 io.String.Input(
                     "hours",
@@ -74,8 +75,11 @@ class TrainLora(io.ComfyNode):
     @classmethod
     def execute(cls, training: sockets.Training, action: str, hours: str, meanwhile: str) -> io.NodeOutput:
         hold = meanwhile == WAITS
-        if action == DRY:
-            text = _dry_run(training, hold)
+        if action in (DRY, BOTH):
+            text, one = _dry_run(training, hold, hours if action == BOTH else None)
+            if one:
+                text = "\n".join([text, jobs_here.standing(one)])
+                return io.NodeOutput(one, text, ui=_shown(one, text))
             return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), ui=host.shown(text))
         one = jobs.find_or_create(training.project.root, training.spec, jobs_here.places())
         if action == STOP:
@@ -199,10 +203,17 @@ def _started(one: jobs.Job, hours: str, hold: bool) -> str:
     return "\n".join(part for part in (jobs_here.standing(one), freed, checked.text()) if part)
 
 
-def _dry_run(training: sockets.Training, hold: bool) -> str:
-    """Start the dry run, or say what it came to. Its LoRA is proved, but registered nowhere."""
-    first = run.dry_run(training.project.root, training.spec, jobs_here.places())
+def _dry_run(training: sockets.Training, hold: bool, train_in: str | None) -> tuple[str, jobs.Job | None]:
+    """Start the dry run, or say what it came to. Its LoRA is proved, but registered nowhere.
+
+    `train_in`: the hours in which the training itself shall follow, None for never. The job is that training once the dry run is done.
+    """
+    places = jobs_here.places()
+    then = run.Then(str(places.loras or ""), train_in, hold) if train_in is not None else None
+    first = run.dry_run(training.project.root, training.spec, places, then)
     last, changes = run.last_tried(first)
+    if last != first and (lighter := run.rehearsed(last)):
+        run.dry_run(training.project.root, lighter, places, then)  # what follows is what is asked for now
     state = last.status().state
     smaller = "\n".join(f"Memory was not enough, so it tried {words}." for words in changes)
     if state != "done":
@@ -211,9 +222,9 @@ def _dry_run(training: sockets.Training, hold: bool) -> str:
             if state in ("new", "stopped", "lost") or (state == "failed" and last == first)
             else jobs_here.standing(last)
         )
-        return "\n".join(
-            part for part in ("Dry run.", smaller, told, "Queue again for what it comes to." if state != "failed" else "") if part
-        )
+        goes_on = "The training follows by itself. " if then else ""
+        parts = ("Dry run.", smaller, told, f"{goes_on}Queue again for what it comes to." if state != "failed" else "")
+        return "\n".join(part for part in parts if part), None
     whole = run.rehearsed(last) or training.spec
     pace = last.pace_s() or 0.0
     lines = [
@@ -221,9 +232,15 @@ def _dry_run(training: sockets.Training, hold: bool) -> str:
         f"At most {card.gib(last.peak_bytes)} of memory." if last.peak_bytes else "",
         f"The first sample comes at step {whole.save_every}, after about {host.duration(_warm_up_s(last) + pace * whole.save_every)}.",
         smaller,
-        f"In the settings choose that: {changes[-1]}." if changes else "Set action to 'train'.",
+        _next_step(changes, trained=then is not None),
     ]
-    return "\n".join(line for line in lines if line)
+    return "\n".join(line for line in lines if line), run.train_after(last)
+
+
+def _next_step(changes: Sequence[str], *, trained: bool) -> str:
+    if trained:
+        return f"It trains with that: {changes[-1]}." if changes else ""
+    return f"In the settings choose that: {changes[-1]}." if changes else "Set action to 'train'."
 
 
 def _warm_up_s(one: jobs.Job) -> float:

@@ -141,6 +141,11 @@ def work(job: Job, hours: str = "") -> int:
             raise
         job.append("done", **finished)
         (job.folder / RESERVE).unlink(missing_ok=True)
+        try:
+            if following := train_after(job):
+                job.append("note", text=f"it fits: job {following.id} trains")
+        except FlywheelError as error:
+            job.append("note", text=f"it fits, but the training did not start: {error}")
         return 0
 
 
@@ -230,9 +235,9 @@ def _failed(job: Job, error: TrainingFailed) -> int:
     if smaller:
         error.advice += f" The next smaller is {smaller[1]}."
     job.append("failed", code=error.code, message=f"{error.cause} {error.advice}".strip(), tail=list(error.tail), step=job.status().step)
-    whole = rehearsed(job)
+    whole, then = _tried(job)
     if smaller and whole and (lighter := presets.lighter(whole)):
-        following = dry_run(job.folder.parent.parent, lighter[0], job.places)
+        following = dry_run(job.folder.parent.parent, lighter[0], job.places, then)
         job.append("tried lighter", job=following.id, words=lighter[1])
         start(following)
     return 1
@@ -241,19 +246,49 @@ def _failed(job: Job, error: TrainingFailed) -> int:
 # --- dry runs
 
 
-def dry_run(project_root: Path, spec: TrainingSpec, places: Places) -> Job:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Then:
+    """That a dry run which fits is followed by the training itself: where its LoRA is registered, in which hours, whether ComfyUI waits."""
+
+    loras: str
+    hours: str
+    hold: bool
+
+
+def dry_run(project_root: Path, spec: TrainingSpec, places: Places, then: Then | None = None) -> Job:
     """The job that tries `spec` for a few steps; what it makes is proved, but registered nowhere."""
     job = jobs.find_or_create(project_root, presets.dry(spec), dataclasses.replace(places, loras=None))
-    write_json(job.folder / "dry.json", {"tries": spec.as_json()})
+    write_json(job.folder / "dry.json", {"tries": spec.as_json(), "then": dataclasses.asdict(then) if then else None})
     return job
+
+
+def train_after(job: Job) -> Job | None:
+    """Start the training that a finished dry run was asked to go on with, unless it runs or is done; None where it was asked for none.
+
+    Raises:
+        JobError, TrainingFailed: as `start`.
+    """
+    whole, then = _tried(job)
+    if whole is None or then is None:
+        return None
+    places = dataclasses.replace(job.places, loras=Path(then.loras) if then.loras else None)
+    following = jobs.find_or_create(job.folder.parent.parent, whole, places)
+    following.hold(then.hold and engines.uses_card(whole))
+    start(following, hours=then.hours)
+    return following
 
 
 def rehearsed(job: Job) -> TrainingSpec | None:
     """What a dry run is for; None where the job is none."""
+    return _tried(job)[0]
+
+
+def _tried(job: Job) -> tuple[TrainingSpec | None, Then | None]:
     try:
-        return from_json(json.loads((job.folder / "dry.json").read_text(encoding="utf-8"))["tries"])
+        told = json.loads((job.folder / "dry.json").read_text(encoding="utf-8"))
+        return from_json(told["tries"]), Then(**told["then"]) if told.get("then") else None
     except FileNotFoundError:
-        return None
+        return None, None
     except (ValueError, KeyError, TypeError, SpecError) as error:
         raise JobError(f"dry.json of job {job.id} cannot be read ({error}). Delete it and queue the dry run again.") from error
 

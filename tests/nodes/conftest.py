@@ -26,6 +26,7 @@ def tiny(comfyui, tmp_path_factory):
     """A server with the toy models and two LoRAs, of different trainers. Tests may kill it if they start it again."""
     base = tmp_path_factory.mktemp("tiny")
     shutil.copytree(HERE / "tiny_qwen", base / "custom_nodes" / "tiny_qwen", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(HERE / "tiny_flux.py", base / "custom_nodes" / "tiny_qwen")
     loras = base / "models" / "loras"
     loras.mkdir(parents=True)
     lora_files.save(loras / "mine.safetensors", lora_files.tensors("PEFT", seed=1, size=0.3))

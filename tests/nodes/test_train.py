@@ -139,6 +139,17 @@ def test_a_dry_run_says_how_long_it_will_take_and_registers_nothing(server):
     assert not (server.base / "models" / "loras" / "flenwheel" / "Dry").exists() and len(jobs_of(project)) == 1
 
 
+def test_a_dry_run_that_fits_trains_by_itself(server):
+    project, prompt = project_in(server, "Both"), graph("Both", steps=20)
+    prompt[START]["inputs"]["action"] = "dry run, then train"
+    assert "The training follows by itself" in ran(server, prompt).text(START)
+    until(lambda: len(jobs_of(project)) == 2 and all(job.status().state == "done" for job in jobs_of(project)))
+    assert sorted(job.spec.steps for job in jobs_of(project)) == [10, 20]
+    done = ran(server, prompt)
+    assert done.outputs["6"]["text"] == ["flenwheel/Both/Both-character-v001.safetensors"] and "it fits" in done.text(START)
+    assert len(jobs_of(project)) == 2
+
+
 def edit_graph(name, options="seconds_per_step = 0", engine="rehearsal", **settings):
     prompt = graph(name)
     shared = {key: value for key, value in prompt[SETTINGS]["inputs"].items() if key not in ("base_model", "engine")}

@@ -14,7 +14,7 @@ import pytest
 from comfyui_flenwheel.training import card, hand_over, preflight, run
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training.errors import Stopped, TrainingFailed
-from comfyui_flenwheel.training.job import Places
+from comfyui_flenwheel.training.job import Places, jobs_of
 
 from .conftest import made
 
@@ -200,6 +200,24 @@ def test_a_dry_run_steps_down_when_memory_is_short_and_says_what_it_changed(spec
     assert changes == ("profile 16 GB: resolution 1024 to 768", "profile 12 GB: resolution 768 to 512")
     assert last.spec.resolution == 512 and run.rehearsed(last).steps == whole.steps and last.status().state == "failed"
     assert "The memory was not enough" in first.status().cause
+
+
+@pytest.mark.slow
+def test_the_training_follows_only_a_dry_run_that_fits(spec, project):
+    def tried(**options):
+        whole = dataclasses.replace(spec, resolution=512, options={"seconds_per_step": 0.0, **options})
+        job = run.dry_run(project.root, whole, Places(), run.Then("", "", False))
+        run.start(job)
+        return job, run.wait(job, 60).state
+
+    assert tried(trouble="out of memory")[1] == "failed" and len(jobs_of(project)) == 1
+    dry, state = tried()
+    assert state == "done"
+    until = time.monotonic() + 60
+    while not (others := [job for job in jobs_of(project) if job.spec.steps == spec.steps]) or not others[0].status().is_over:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert others[0].status().state == "done" and others[0].places == dry.places
 
 
 @pytest.mark.slow
