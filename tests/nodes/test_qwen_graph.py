@@ -187,6 +187,27 @@ def test_interrupted_then_killed_then_resumed_with_the_same_bytes(tiny, few, eng
     assert images(tiny, name) == whole, "the fingerprint of the models is the same after a restart, and so are the pixels"
 
 
+def test_an_edit_that_slid_is_flagged_and_gets_a_re_aligned_copy_when_asked(tiny, few):
+    name = "slid"
+    one = {"Prompt_Set__sources": "source_001*", "Prompt_Set__prompts": "Change background to forest"}
+
+    def graph(**more):
+        made = lap(COMFY, name, few, **one, **more)
+        made["21"] = {"class_type": "TinyMoves", "inputs": {"editor": [EDITOR, 0], "right": 9}}
+        for user in (PREVIEW, ENRICH):
+            made[user]["inputs"]["editor"] = ["21", 0]
+        return made
+
+    flagged = comfy.run(tiny.address, graph())
+    assert flagged.status == "success", flagged.error
+    assert "1 images are shifted or zoomed" in flagged.text(ENRICH) and len(images(tiny, name)) == 1
+    aligned = comfy.run(tiny.address, graph(Enrich_Dataset__shifted_edits="flag and add a re-aligned copy"))
+    assert aligned.status == "success", aligned.error
+    assert "1 re-aligned copies lie beside them" in aligned.text(ENRICH) and len(images(tiny, name)) == 2
+    copy = next(made for made in Shelf(stage(tiny, name)).lineages.values() if "realigned_from" in made.facts["notes"])
+    assert copy.facts["notes"]["undone_px"] == pytest.approx([9.0, 0.0], abs=0.5)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,9 @@ ComfyUI's loaders read the number of blocks from a file and take all widths for 
 file is loaded, and writes the files. Everything else is ComfyUI's own: loaders, tokenizer, model code, sampler, VAE. Only for tests.
 """
 
+import contextlib
 import functools
+import importlib
 from pathlib import Path
 
 import comfy.ldm.qwen_image.model
@@ -16,6 +18,7 @@ import comfy.text_encoders.qwen_vl
 import folder_paths
 import safetensors.torch
 import torch
+from PIL import Image, ImageChops
 
 WIDTH, BLOCKS, TEXT = 64, 2, 64
 DIT = {"attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": TEXT, "axes_dims_rope": (8, 12, 12)}
@@ -117,4 +120,38 @@ class OutOfMemory:
         return block.whole(*given, **named)
 
 
-NODE_CLASS_MAPPINGS = {"TinyOutOfMemory": OutOfMemory}
+class Moves:
+    """Passes an editor on whose results are the photo itself, moved by so many px: what edit models do to the parts they leave alone."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("FLEN_EDITOR",), "wrap", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"editor": ("FLEN_EDITOR",), "right": ("INT", {"default": 0})}}
+
+    def wrap(self, editor, right):
+        return (MovingEditor(editor, right),)
+
+
+class MovingEditor:
+    def __init__(self, editor, right):
+        self.editor, self.right, self.name, self.controls = editor, right, editor.name, editor.controls
+
+    def fingerprint(self):
+        return {**self.editor.fingerprint(), "moved": str(self.right)}
+
+    @contextlib.contextmanager
+    def session(self):
+        with self.editor.session() as edit:
+
+            def moving(request, tick):
+                made = edit(request, tick)
+                photo = Image.open(request.controls[0].path).convert("RGB").resize(made.image.size)
+                image = ImageChops.offset(photo, self.right, 0)
+                registration = importlib.import_module(type(made).__module__.removesuffix("editors") + "registration")
+                return type(made)(image, {**made.notes, **registration.noted(photo, image)})
+
+            yield moving
+
+
+NODE_CLASS_MAPPINGS = {"TinyOutOfMemory": OutOfMemory, "TinyMoves": Moves}
