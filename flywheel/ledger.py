@@ -76,9 +76,11 @@ Standing = dict[str, dict[Pass, LabelEvent]]  # by image key, then by pass
 
 
 def record(project: Project, events: Sequence[LabelEvent], *, batch: str = "") -> int:
-    """Append verdicts as one batch; all of them are on disk when this returns. Answers the id of the last one."""
-    now, fresh = _now(), uuid.uuid4().hex
-    batch = batch or fresh
+    """Append verdicts as one batch, or each to its own where it names one; all of them are on disk when this returns.
+
+    Answers the id of the last one.
+    """
+    now, batch = _now(), batch or uuid.uuid4().hex
     rows = [
         (
             event.event_id,
@@ -90,14 +92,18 @@ def record(project: Project, events: Sequence[LabelEvent], *, batch: str = "") -
             event.reviewer,
             event.origin,
             event.during,
-            batch,
+            event.batch or batch,
             json.dumps(dict(event.answers)),
         )
         for event in events
     ]
     with connect(project.database) as db:
-        if db.execute("SELECT 1 FROM undone WHERE batch = ?", (batch,)).fetchone():  # nothing may be born undone
-            rows = [(*row[:9], fresh, row[10]) for row in rows]
+        fresh = {
+            named: uuid.uuid4().hex  # nothing may be born undone
+            for named in {row[9] for row in rows}
+            if db.execute("SELECT 1 FROM undone WHERE batch = ?", (named,)).fetchone()
+        }
+        rows = [(*row[:9], fresh.get(row[9], row[9]), row[10]) for row in rows]
         db.executemany(
             "INSERT INTO label_events (event_id, image_key, label, reasons, note, at, reviewer, origin, pass, batch, answers)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",

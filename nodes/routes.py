@@ -17,9 +17,9 @@ READING
 DECIDING
   POST R/labels   {"reviewer", "pass": "first", "origin": "person"|"policy", "batch": "optional id", "preview": false,
                    "events": [{"id", "key", "label": "good"|"needs_correction"|"reject"|null, "reasons": [], "note": "", "answers": {}}]}
-                  One request is one undo step. `id` makes sending again harmless. A strict verdict other than good needs a reason. "policy" only
-                  touches undecided images; the others come back in "left_alone". "preview": true stores nothing and answers
-                  {"would": [{"key", "from", "to"}], "left_alone": […]}. Else → ANSWER
+                  One request is one undo step, unless events name their own: {"batch": "…", …}. `id` makes sending again harmless. A strict
+                  verdict other than good needs a reason. "policy" only touches undecided images; the others come back in
+                  "left_alone". "preview": true stores nothing and answers {"would": [{"key", "from", "to"}], "left_alone": […]}. Else → ANSWER
   POST R/undo     {"reviewer", "pass", "batch": the id shown as next undo, optional}   → ANSWER + {"undone": STEP}; 409 when there is nothing
   POST R/redo     {"reviewer", "pass", "batch"}                                        → ANSWER + {"redone": STEP}
   POST R/session  {"reviewer", "key", "pass", "place", "filter": {…}}                  where the reviewer is: "you stopped at" of the next visit
@@ -438,6 +438,7 @@ def _event(described: dict[str, Any], reviewer: str, origin: Any, during: Pass) 
         event_id=event_id,
         during=during,
         answers=answers,
+        batch=_batch(described),
     )
 
 

@@ -141,3 +141,17 @@ def test_a_batch_that_was_undone_is_not_used_again(project):
     ledger.undo(project, "Ada", "first", KEYS)
     ledger.record(project, [LabelEvent("b", "good", reviewer="Ada")], batch="mine")
     assert labels(project) == {"b": "good"}
+
+
+def test_events_that_name_their_own_batch_are_steps_of_their_own(project):
+    def send():
+        named = [LabelEvent(key, "good", reviewer="Ada", event_id=f"id {key}", batch=f"step {key}") for key in "ab"]
+        ledger.record(project, [*named, LabelEvent("c", "good", reviewer="Ada", event_id="id c")], batch="rest")
+
+    send()
+    assert ledger.undo(project, "Ada", "first", KEYS).batch == "rest"
+    assert ledger.undo(project, "Ada", "first", KEYS).batch == "step b"
+    send()  # its answer was lost
+    assert labels(project) == {"a": "good"} and len(ledger.history(project, "b")) == 1
+    ledger.record(project, [LabelEvent("d", "good", reviewer="Ada", batch="step b")])
+    assert labels(project) == {"a": "good", "d": "good"}

@@ -273,6 +273,17 @@ def test_a_request_is_one_step_that_undo_takes_back_and_redo_brings_again(send, 
     assert [event["undone"] for event in send(f"/history/{key}")[1]["events"]] == [True]
 
 
+def test_a_request_may_carry_several_steps(send, candidates):
+    labels = ("good", "reject", "good")
+    told = [{"key": candidates.images[number].key, "label": label, "batch": f"step {number}"} for number, label in enumerate(labels)]
+    _, answer = send("/labels", {"reviewer": "Ada", "events": told})
+    assert answer["counts"]["good"] == 2 and answer["undo"]["batch"] == "step 2" and answer["undo"]["count"] == 1
+    _, undone = send("/undo", {"reviewer": "Ada", "batch": "step 2"})
+    assert undone["counts"]["good"] == 1 and undone["undo"]["batch"] == "step 1"
+    status, answer = send("/labels", {"reviewer": "Ada", "events": [{**told[0], "batch": 7}]})
+    assert status == 400 and "batch must be a text" in answer["error"]
+
+
 def test_the_state_names_everything_a_page_needs(send, candidates):
     send("/labels", verdicts(candidates, "good", 0))
     _, state = send("?reviewer=Ada")

@@ -24,6 +24,21 @@ def decided(tab, number, total=12):
     tab.wait_for_function(f"document.querySelector('#decided').textContent === '{number} of {total} decided'")
 
 
+SLOW = """(() => {
+  const real = fetch
+  window.sent = []
+  window.fetch = async (where, options) => {
+    if (!String(where).endsWith("/labels")) return real(where, options)
+    window.sent.push(JSON.parse(options.body).events.length)
+    const lost = window.sent.length === 2
+    await new Promise((done) => setTimeout(done, 300))
+    const answer = await real(where, options)
+    if (lost) throw new TypeError("the answer was lost on its way")
+    return answer
+  }
+})()"""
+
+
 def look(tab):
     """The person comes back to the page from another program."""
     tab.evaluate("dispatchEvent(new Event('focus'))")
@@ -100,6 +115,30 @@ def test_nothing_is_lost_while_the_server_is_gone_in_a_burst(mortal, new_tab):
     assert reviewed.labels() == ["good", "needs_correction", "reject"] * 9 + [None] * 13
     assert len([event for key in reviewed.keys for event in ledger.history(reviewed.project, key)]) == 27
     assert tab.evaluate("dispatchEvent(new Event('beforeunload', { cancelable: true }))") and not tab.is_visible("#trouble")
+
+
+def test_fast_keys_go_together_over_a_slow_line(server, new_tab):
+    reviewed = await_review(server, "slow line", 60)
+    tab = new_tab("about:blank")
+    tab.add_init_script(SLOW)
+    tab.goto(reviewed.address)
+    shown(tab)
+    press(tab, "123" * 20)
+    waiting = tab.evaluate(
+        "Object.keys(localStorage).filter((name) => name.startsWith('flenwheel.outbox')).flatMap((name) => JSON.parse(localStorage[name]))"
+    )
+    assert waiting and text(tab, "header .saving") == f"Saving {len(waiting)}" and text(tab, "#decided") == "All 60 decided"
+    all_saved(tab)
+    sent = tab.evaluate("sent")
+    assert len(sent) < 20 and sum(sent) == 60 + sent[1]  # the second one's answer was lost: sent again
+    assert reviewed.labels() == ["good", "needs_correction", "reject"] * 20
+    events = [ledger.history(reviewed.project, key) for key in reviewed.keys]
+    assert [len(each) for each in events] == [1] * 60
+    ids = [event.id for (event,) in events]
+    assert ids == sorted(ids) and len({event.batch for (event,) in events}) == 60
+    press(tab, "uu")
+    all_saved(tab)
+    assert reviewed.labels()[56:] == ["reject", "good", None, None]  # each is a step of its own
 
 
 def test_two_tabs_and_a_script_at_once_end_with_the_same(server, new_tab):

@@ -1,6 +1,7 @@
 /**
  * Verdicts on their way to the server. Each is written to localStorage before anything else happens and leaves it only when the server has
- * acknowledged it, so a reload, a closed tab or a server that is away loses nothing. Sent in order, one step at a time, retried for ever.
+ * acknowledged it, so a reload, a closed tab or a server that is away loses nothing. Sent in order, retried for ever. One request is on its way at a
+ * time; the verdicts given meanwhile go together in the next one, each still a step of its own.
  *
  * Every page load has its own entry; the entries of tabs that are gone are taken over. A step whose acknowledgement was lost is sent again
  * under the same ids, and the server records it once.
@@ -14,9 +15,9 @@ const BACKOFF_MS = [500, 1_000, 2_000, 4_000, 8_000]
 /** Works in plain http too, where crypto.randomUUID does not. */
 const randomName = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("")
 
-/** @typedef {{key: string, id: string, answers?: Record<string, boolean>} & import("./words.mjs").Verdict} LabelEvent */
+/** `batch`: its step, where one request carries several. @typedef {{key: string, id: string, batch?: string, answers?: Record<string, boolean>} & import("./words.mjs").Verdict} LabelEvent */
 /**
- * One request: verdicts given together, or taking such a step back, or giving it again. `way` is who decided in which pass.
+ * One step: verdicts given together, or taking such a step back, or giving it again. `way` is who decided in which pass.
  * @typedef {{what: "labels"|"undo"|"redo", batch: string, way: import("./api.mjs").Way, events: LabelEvent[], count: number}} Parcel
  */
 
@@ -28,7 +29,8 @@ export class Outbox extends EventTarget {
   #failures = 0
   #timer = 0
   #sending = false
-  /** How many parcels of this tab the server has dealt with. */
+  #alone = 0 // parcels at the front that go one by one, because the server refused them together
+  /** How many requests of this tab the server has dealt with. */
   acknowledged = 0
   /** @type {Parcel[]} */
   #parcels = []
@@ -140,13 +142,14 @@ export class Outbox extends EventTarget {
   async #send() {
     if (this.#sending || !this.#parcels.length) return
     this.#sending = true
-    const [parcel] = this.#parcels
+    const taken = this.#next()
+    const parcel = together(taken)
     try {
       const answer = await this.#post(parcel)
-      this.#acknowledge()
+      this.#acknowledge(taken.length)
       this.dispatchEvent(new CustomEvent("saved", { detail: { answer, parcel } }))
     } catch (error) {
-      if (error.status === 400 || error.status === 409) this.#refused(parcel, error.message)
+      if (error.status === 400 || error.status === 409) this.#refused(taken, error.message)
       else this.#away(error)
     } finally {
       this.#sending = false
@@ -154,8 +157,19 @@ export class Outbox extends EventTarget {
     }
   }
 
-  #acknowledge() {
-    this.#parcels.shift()
+  /** Parcels from the front that one request can carry. */
+  #next() {
+    const [first] = this.#parcels
+    if (first.what !== "labels" || this.#alone) return [first]
+    let events = 0
+    const end = this.#parcels.findIndex((parcel) => parcel.what !== "labels" || !sameWay(parcel, first) || (events += parcel.count) > MOST)
+    return end < 0 ? [...this.#parcels] : this.#parcels.slice(0, Math.max(1, end))
+  }
+
+  /** @param {number} number of parcels at the front */
+  #acknowledge(number) {
+    this.#parcels.splice(0, number)
+    this.#alone = Math.max(0, this.#alone - number)
     this.acknowledged += 1
     this.#failures = 0
     this.trouble = null
@@ -163,12 +177,15 @@ export class Outbox extends EventTarget {
   }
 
   /** The server stores nothing of a request it refuses: one by one shows which verdict it was, and the others get through. */
-  #refused(parcel, message) {
-    if (parcel.what === "labels" && parcel.events.length > 1) {
-      this.#parcels.splice(0, 1, ...parcel.events.map((event) => ({ ...parcel, events: [event], count: 1 })))
+  #refused(taken, message) {
+    const [parcel] = taken
+    if (together(taken).events.length > 1 && parcel.what === "labels") {
+      const single = taken.flatMap((each) => each.events.map((event) => ({ ...each, events: [event], count: 1 })))
+      this.#parcels.splice(0, taken.length, ...single)
+      this.#alone = Math.max(0, this.#alone - taken.length) + single.length
       return
     }
-    this.#acknowledge()
+    this.#acknowledge(1)
     this.dispatchEvent(new CustomEvent("refused", { detail: { parcel, message } }))
   }
 
@@ -179,4 +196,13 @@ export class Outbox extends EventTarget {
     this.#schedule(wait)
     this.dispatchEvent(new Event("change"))
   }
+}
+
+const sameWay = ({ way: a }, { way: b }) => a.reviewer === b.reviewer && a.pass === b.pass && a.blind === b.blind
+
+/** Several steps in one request. @param {Parcel[]} parcels @returns {Parcel} */
+function together(parcels) {
+  if (parcels.length === 1) return parcels[0]
+  const events = parcels.flatMap(({ batch, events }) => events.map((event) => ({ batch, ...event })))
+  return { ...parcels[0], events, count: events.length }
 }
