@@ -31,10 +31,15 @@ class Turned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What a request came to: image keys it changed, and those a rule left alone because a person had decided."""
+    """What a request came to: image keys it changed, and those a rule left alone because a person had decided.
+
+    `before` and `after`: where the ledger ended, with nothing of anybody else in between.
+    """
 
     changed: tuple[str, ...]
-    left_alone: tuple[str, ...] = ()
+    left_alone: tuple[str, ...]
+    before: Position
+    after: Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,12 @@ class Desk:
         with self._guard, review.taking_turns(self.stage.project):
             self._catch_up(read_ledger=any(event.origin == "policy" for event in events))  # else it is read once, after recording
             wanted, left_alone = self._allowed(events)
+            before = ledger.position(self.stage.project)
             if wanted:
                 ledger.record(self.stage.project, wanted, batch=batch)
             keys = tuple(dict.fromkeys(event.image_key for event in wanted))
             self._follow(keys)
-            return Decided(keys, left_alone)
+            return Decided(keys, left_alone, before, self.position)
 
     def preview(self, events: Sequence[LabelEvent]) -> tuple[list[Change], tuple[str, ...]]:
         """What `decide` would change, and what it would leave alone."""
@@ -195,10 +201,11 @@ class Desk:
     def _turned(self, turned: Turned, reviewer: str, during: Pass, batch: str) -> tuple[Step | None, Decided]:
         with self._guard, review.taking_turns(self.stage.project):
             self._catch_up()
+            before = ledger.position(self.stage.project)
             step = turned(self.stage.project, reviewer, during, self.by_image, batch=batch)
             changed = ledger.keys_of(self.stage.project, step.batch) if step else ()
             self._follow(changed)
-            return step, Decided(tuple(changed))
+            return step, Decided(tuple(changed), (), before, self.position)
 
     def _catch_up(self, *, read_ledger: bool = True) -> None:
         if self._stamps != self._read_stamps():

@@ -54,7 +54,8 @@ ITEM      {"key", "name", "stage", "width", "height", "prompt", "template", "cap
            Siblings are the items with the same source.key or prompt.
 VERDICT   {"label", "reasons", "note", "reviewer", "origin", "at", "answers"}
 STEP      {"batch", "count", "label", "keys": the first ten, "name": of the first, "at", "text": "good on anna-forest" or "reject on 12 images"}
-ANSWER    {"revision", "counts", "passes", "undecided_total", "undo", "redo", "left_alone": [], "changed": [{"key", "label", "in_force", "labels", …}]}
+ANSWER    {"revision": with this request, "follows": the one just before it, "counts", "passes", "undecided_total", "undo", "redo", "left_alone": [],
+           "changed": [{"key", "label", "in_force", "labels", …}]}
 EVIDENCE  {"key", "lineage": [{"name", "key", "stage", "prompt", "seed", "editor", "loras", "depth"}] from this image back to the photograph, "siblings": {"source": [keys], "prompt": [keys]},
            "quality": {"verdict", "problems": [], "sharpness", "luma", …}, "score": {"reference", "embedder", "faces", …}|null, "references": [{"name", "key", "similarity": to this image|null}],
            "spread": {"low", "high"}: how alike the references are among themselves|null, "crops": {"image": box|null, "matched": box|null} in px, "tries": [], "seconds", "notes"}
@@ -190,12 +191,13 @@ def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since:
         desk.refresh()
     else:
         desk.catch_up()
-    disk = _disk(desk)
+    disk, position = _disk(desk), desk.position  # what is decided from here on may be told twice, never left out
     keys = None if since is None else ledger.touched_since(stage.project, since)
     orders = repair.orders(stage.project)
     waiting = [order.key for order in orders if order.state == "waiting"]
     return {
         **_answer(desk, during, reviewer),
+        "revision": str(position),
         "stage": stage.name,
         "version": stage.project.version,
         "project": {"folder": stage.project.folder_name, "name": stage.project.name, "instance_token": stage.project.instance_token},
@@ -344,7 +346,8 @@ async def _turn(request: web.Request, *, undone: bool) -> web.Response:
 
 def _told(desk: Desk, during: Pass, reviewer: str, decided: Decided) -> dict[str, Any]:
     changed = evidence.changed(desk, during, (key for key in decided.changed if key in desk.by_image))
-    return {**_answer(desk, during, reviewer), "left_alone": decided.left_alone, "changed": changed}
+    answer, follows, revision = _answer(desk, during, reviewer), str(decided.before), str(decided.after)
+    return {**answer, "revision": revision, "follows": follows, "left_alone": decided.left_alone, "changed": changed}
 
 
 def _spread(stage: Stage, during: Pass, answer: dict[str, Any]) -> web.Response:

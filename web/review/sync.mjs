@@ -99,7 +99,7 @@ export class Sync {
   /** @param {{answer: any, parcel: import("./outbox.mjs").Parcel}} saved */
   #saved({ answer, parcel }) {
     const { store } = this
-    if (follows(this.#known, answer.revision, parcel)) this.#known = answer.revision
+    if (answer.follows === this.#known) this.#known = answer.revision // nobody else was at work in between
     if (store.state) Object.assign(store.state, { undo: answer.undo ?? null, redo: answer.redo ?? null })
     store.update(answer.changed ?? [])
     const turned = answer.undone ?? answer.redone
@@ -121,10 +121,3 @@ export class Sync {
 }
 
 const corrections = ({ candidates }) => candidates.reduce((sum, { corrections: back }) => sum + (back?.length ?? 0), 0)
-
-/** Whether nobody else was at work in between: revisions count verdicts and undos. */
-function follows(known, now, { what, events }) {
-  const [[verdicts, undos], [verdictsNow, undosNow]] = [known, now].map((revision) => String(revision).split(".").map(Number))
-  if (what === "labels") return verdictsNow - verdicts === events.length && undos === undosNow
-  return verdicts === verdictsNow && undosNow - undos === 1
-}
