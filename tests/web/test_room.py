@@ -98,7 +98,7 @@ def test_the_sidebar_counts_what_waits_and_leads_there(graph, reviewed):
 def test_the_whole_story_by_keyboard(server, new_tab, photos, tmp_path, renderer, theme):
     """The bundled graph: run, label sixty, undo, bulk, filter, compare, repair, strict pass, continue, export. No mouse."""
     graph = comfy_page(server, new_tab, renderer, theme)
-    load_workflow(graph, f"by keyboard {theme}", photos, per_source=10)
+    load_workflow(graph, f"by keyboard {theme}", photos, per_source=11)
     press = graph.keyboard.press
     press("Control+Enter")  # Run
     ended(graph)
