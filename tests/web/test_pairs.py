@@ -162,24 +162,24 @@ def test_files_that_are_no_pictures_or_whose_place_is_taken_are_told(server, new
 
 
 def test_folders_whose_names_say_nothing_get_a_place_each(server, new_tab, shirts, tmp_path):
-    """Guessed in the order target, control 1, control 2, and asked; one may be left out, and nothing meets another's names."""
-    for called, origin in zip(("alpha", "beta", "gamma", "delta"), (*LOGO_ON_SHIRT.folders, "shirts"), strict=True):
+    """Guessed in the order target, control 1, 2, 3, and asked, as when two names mean one place; one may be left out, and nothing meets another's names."""
+    for called, origin in zip(("alpha", "inputs", "sources", "delta"), (*LOGO_ON_SHIRT.folders, "shirts"), strict=True):
         (tmp_path / "mine" / called).mkdir(parents=True)
         for stem in ("01", "02"):
             shutil.copy(shirts / origin / f"{stem}.png", tmp_path / "mine" / called)
     tab = page_of(server, new_tab, "unnamed folders")
-    drop(tab, "#empty h2", *(tmp_path / "mine" / called for called in ("alpha", "beta", "gamma", "delta")))
+    drop(tab, "#empty h2", *(tmp_path / "mine" / called for called in ("alpha", "inputs", "sources", "delta")))
     tab.locator("#places-go").wait_for()
     tab.screenshot(path=tmp_path / "asked.png")
     asked = {select.get_attribute("data-folder"): select for select in tab.locator("dialog select").all()}
     assert {folder: select.input_value() for folder, select in asked.items()} == {
         "alpha": "target",
-        "beta": "control_1",
-        "gamma": "control_2",
+        "inputs": "control_1",
+        "sources": "control_2",
         "delta": "control_3",
     }
-    asked["beta"].select_option("control_2")
-    asked["gamma"].select_option("control_1")
+    asked["inputs"].select_option("control_2")
+    asked["sources"].select_option("control_1")
     asked["delta"].select_option("")
     tab.click("#places-go")
     wait_for_text(tab, "#summary", "2 pairs")

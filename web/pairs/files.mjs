@@ -43,16 +43,17 @@ function meant(folder, slots) {
 }
 
 /**
- * Which folder goes to which slot, and whether that has to be asked: names that mean nothing are guessed in the order target, control 1, 2, 3.
+ * Which folder goes to which slot, and whether that has to be asked: names that mean nothing, or what another folder's name means already, are
+ * guessed in the order target, control 1, 2, 3.
  * @param {Found[]} found @param {import("./api.mjs").Slot[]} slots
  * @returns {{slots: Map<string, string|null>, guessed: boolean}} null: left out, there is no slot for a fifth folder
  */
 export function placed(found, slots) {
   const folders = [...new Set(found.filter(({ file, folder }) => folder && PICTURE.test(file.name)).map(({ folder }) => folder))]
-  const told = new Map(folders.map((folder) => [folder, slotOf(folder, slots)]))
-  const free = ["target", "control_1", "control_2", "control_3"].filter((slot) => ![...told.values()].includes(slot))
-  const guessed = folders.length > 1 && [...told.values()].some((slot) => !slot)
-  return { slots: new Map([...told].map(([folder, slot]) => [folder, slot ?? free.shift() ?? null])), guessed }
+  const means = folders.map((folder) => slotOf(folder, slots))
+  const sure = means.map((slot, at) => (slot && means.indexOf(slot) === at ? slot : null))
+  const free = ["target", "control_1", "control_2", "control_3"].filter((slot) => !sure.includes(slot))
+  return { slots: new Map(folders.map((folder, at) => [folder, sure[at] ?? free.shift() ?? null])), guessed: folders.length > 1 && sure.includes(null) }
 }
 
 /**
