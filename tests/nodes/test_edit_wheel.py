@@ -14,6 +14,7 @@ from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.job import jobs_of
 from PIL import Image
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from . import comfy
 
@@ -136,6 +137,27 @@ def renamed(node, prefix):
     """A node whose links lead to nodes with `prefix` before their number."""
     inputs = {name: [prefix + value[0], value[1]] if isinstance(value, list) else value for name, value in node["inputs"].items()}
     return {"class_type": node["class_type"], "inputs": inputs}
+
+
+def test_comfyui_puts_every_layer_that_learnt_on_its_model(tiny, trained):
+    _, job = trained
+    made = run.result_of(job)
+    name = made.path.relative_to(tiny.base / "models" / "loras").as_posix()
+    graph = {
+        "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "tiny_2509.safetensors", "weight_dtype": "default"}},
+        "2": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": name, "strength_model": 1.0}},
+        "3": {"class_type": "ModelSave", "inputs": {"model": ["2", 0], "filename_prefix": "with_lora"}},
+    }
+    before = len(tiny.log.read_text(errors="replace"))
+    ran(tiny, graph)
+    assert "lora key not loaded" not in tiny.log.read_text(errors="replace")[before:]
+    bare = load_file(next((tiny.base / "models").rglob("tiny_2509.safetensors")))
+    merged = load_file(next((tiny.base / "output").glob("with_lora*")))
+    names = {key: key.removeprefix("model.diffusion_model.") for key in merged}
+    second = {key: weight for key, weight in load_file(made.path).items() if ".lora_B." in key}
+    learnt = {key.partition(".lora_B.")[0].removeprefix("transformer.") + ".weight" for key, weight in second.items() if weight.any()}
+    assert {name for key, name in names.items() if not merged[key].equal(bare[name])} == learnt
+    assert made.layers == len(second) == 24 and len(learnt) >= 20, "all but what the last block does to words, which nothing reads"
 
 
 def picture_of(server, outcome, node="16"):
