@@ -44,6 +44,9 @@ def install() -> None:
     queue = PromptServer.instance.prompt_queue
     if getattr(queue.get, "flenwheel", False):
         return
+    if not (hasattr(queue, "queue") and hasattr(queue, "not_empty")):
+        host.log.warning("This ComfyUI keeps its queue in another way than 0.30: it cannot be made to wait while a training has the card.")
+        return
     original = queue.get
 
     def get(timeout: float | None = None) -> Any:
@@ -77,11 +80,15 @@ def is_light(prompt: dict[str, Any]) -> bool:
 
 
 def holder() -> jobs.Job | None:
-    """The training that ComfyUI's queue waits for."""
+    """The training that ComfyUI's queue waits for. None as well when that cannot be found out: the queue then goes on."""
     global _known
     looked, found = _known
     if time.monotonic() - looked >= LOOK_EVERY_S:
-        found = next((one for _, one in jobs_here.all_jobs() if _holds(one)), None)
+        try:
+            found = next((one for _, one in jobs_here.all_jobs() if _holds(one)), None)
+        except Exception:  # noqa: BLE001 - it would end the thread that runs all of ComfyUI's graphs
+            host.log.exception("Whether a training has the graphics card could not be found out; ComfyUI's queue goes on.")
+            found = None
         _known = (time.monotonic(), found)
     return found
 

@@ -1,6 +1,7 @@
 """Training in the real ComfyUI: started by a graph, out of its process, through a restart and a kill, to a LoRA that loads."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -251,6 +252,20 @@ def test_comfyui_waits_while_a_training_has_the_card_but_light_graphs_run(server
     )
     assert comfy.call(server.address, f"{where}/stop", {})[0] == 200
     assert comfy.wait(server.address, second).status == "success" and job.status().state == "stopped", "its end gives the card back"
+
+
+def test_a_job_folder_that_cannot_be_read_does_not_end_comfyuis_queue(server):
+    folder = project_in(server, "Wreck").root / "jobs" / "0123456789abcdef"
+    (folder / "events.jsonl").mkdir(parents=True)
+    write_json(folder / "job.json", {})
+    (folder / "hold").touch()
+    black = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 2}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}}
+    try:
+        until(lambda: ran(server, {"1": black, "2": save}) and "could not be found out" in server.log.read_text(errors="replace"))
+        ran(server, {"1": black, "2": save})
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(
