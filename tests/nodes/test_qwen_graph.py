@@ -227,6 +227,21 @@ def test_an_empty_file_among_the_photos_is_named_and_a_folder_of_nothing_else_re
     refused(tiny, lap(engine, f"empty {engine}", tmp_path), "empty.jpg", "0 bytes")
 
 
+def test_pictures_go_with_every_photo_without_gaps_and_not_beyond_what_the_model_takes(tiny, few, engine):
+    name = f"pictures {engine}"
+    graph = lap(engine, name, few, Preview_Four__go_on=False)
+    graph["22"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
+    graph[EDITOR]["inputs"]["picture_3"] = ["22", 0]
+    refused(tiny, graph, "picture_3 is connected but picture_2 is not")
+    graph[EDITOR]["inputs"]["picture_2"] = ["22", 0]
+    assert comfy.run(tiny.address, graph).status == "success"
+    made = Shelf(stage(tiny, name)).lineages.values()
+    assert len(made) == 4 and all({"picture_2", "picture_3"} <= set(lineage.facts["editor"]) for lineage in made)
+    if engine == COMFY:
+        graph[EDITOR]["inputs"]["edit_model"] = "FLUX.1 Kontext"
+        refused(tiny, graph, "FLUX.1 Kontext takes 1 picture at most", "Disconnect picture_2 and picture_3")
+
+
 @pytest.mark.parametrize("times", [1, 10**6])
 def test_running_out_of_memory_is_survived_once_and_explained_when_it_does_not_end(tiny, few, engine, times):
     name = f"memory {times} {engine}"
@@ -241,21 +256,8 @@ def test_running_out_of_memory_is_survived_once_and_explained_when_it_does_not_e
     else:
         refused(tiny, graph, "emory", "megapixels", "control_megapixels")
         assert images(tiny, name) == {}
-
-
-def test_pictures_go_with_every_photo_without_gaps_and_not_beyond_what_the_model_takes(tiny, few, engine):
-    name = f"pictures {engine}"
-    graph = lap(engine, name, few, Preview_Four__go_on=False)
-    graph["22"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
-    graph[EDITOR]["inputs"]["picture_3"] = ["22", 0]
-    refused(tiny, graph, "picture_3 is connected but picture_2 is not")
-    graph[EDITOR]["inputs"]["picture_2"] = ["22", 0]
-    assert comfy.run(tiny.address, graph).status == "success"
-    made = Shelf(stage(tiny, name)).lineages.values()
-    assert len(made) == 4 and all({"picture_2", "picture_3"} <= set(lineage.facts["editor"]) for lineage in made)
-    if engine == COMFY:
-        graph[EDITOR]["inputs"]["edit_model"] = "FLUX.1 Kontext"
-        refused(tiny, graph, "FLUX.1 Kontext takes 1 picture at most", "Disconnect picture_2 and picture_3")
+        graph["21"]["inputs"]["times"] = 0
+        assert comfy.run(tiny.address, graph).status == "success" and len(images(tiny, name)) == 1, "with room again it goes on"
 
 
 def test_models_that_do_not_belong_together_are_all_named(tiny, few):
