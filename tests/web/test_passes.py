@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from comfyui_flenwheel.flywheel import identity, ledger
+from comfyui_flenwheel.flywheel import identity, ledger, references
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.faces import Face
 from comfyui_flenwheel.flywheel.images import content_key, write_json
@@ -40,8 +40,8 @@ def scored(reviewed):
     record = ImageRecord(content_key(photo), reviewed.project.relative(photo), 192, 240, "photo of ohwx_char person")
     described = {"key": record.key, "filename": record.name, "angle": "front", "expression": "smiling"}
     write_json(reviewed.project.stage("source").metadata, {"images": [described]})
-    references = identity.references(Dataset(reviewed.project, "source", (record,)), Numbered(), ["source_*"])
-    identity.score(reviewed.candidates, references, Numbered())
+    chosen = references.choose_references(Dataset(reviewed.project, "source", (record,)), Numbered(), ["source_*"])
+    identity.score(reviewed.candidates, chosen, Numbered())
     return reviewed
 
 
