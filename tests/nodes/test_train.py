@@ -226,6 +226,7 @@ def test_comfyui_waits_while_a_training_has_the_card_but_light_graphs_run(server
     ran(server, prompt)
     (job,) = jobs_of(project)
     until(lambda: job.has_card and job.status().step >= 1)
+    until(lambda: comfy.call(server.address, "/flenwheel/jobs")[1]["waits"] == job.id)
     heavy = comfy.queue(
         server.address,
         {
@@ -235,7 +236,6 @@ def test_comfyui_waits_while_a_training_has_the_card_but_light_graphs_run(server
     )
     look = {key: value for key, value in prompt.items() if key in ("1", SETTINGS, START, MONITOR)}
     assert "is running" in ran(server, look).text(START), "a graph that only looks runs meanwhile"
-    assert comfy.call(server.address, "/flenwheel/jobs")[1]["waits"] == job.id
     assert heavy in [item[1] for item in comfy.call(server.address, "/queue")[1]["queue_pending"]], "and the other one waits"
 
     where = f"/flenwheel/jobs/Holding/{job.id}"
