@@ -69,7 +69,17 @@ export function findAndReplace(preview) {
     let asking = 0
     const look = async () => {
       const mine = (asking += 1)
-      const changes = find.value ? await preview(what()).catch(() => ({})) : {}
+      /** @type {Record<string, string>} */
+      let changes = {}
+      try {
+        if (find.value) changes = await preview(what())
+      } catch (error) {
+        if (mine !== asking) return
+        told.replaceChildren(element("li", { text: error instanceof Error ? error.message : String(error) })) // not "nothing found": nobody looked
+        go.disabled = true
+        go.textContent = t("Replace")
+        return
+      }
       if (mine !== asking) return
       const words = Object.values(changes)
       told.replaceChildren(...words.slice(0, 5).map((text) => element("li", { text })), ...(words.length > 5 ? [element("li", { class: "quiet", text: count(words.length - 5, "and {n} more", "and {n} more") })] : []))
