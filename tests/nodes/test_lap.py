@@ -113,9 +113,12 @@ def test_sigkill_in_a_burst_of_labels_loses_no_verdict_and_doubles_none(mortal, 
     assert comfy.run(mortal.address, prompt).status == "success"
     keys = [item["key"] for item in comfy.review(mortal.address, "burst")["items"]]
     answered: list[str] = []
+    dead = threading.Event()
 
     def click():
         for key in keys:
+            if key == keys[-1]:
+                dead.wait()  # the person is still at it when the power goes
             try:
                 comfy.label(mortal.address, "burst", {key: "good"})
             except OSError:
@@ -127,8 +130,8 @@ def test_sigkill_in_a_burst_of_labels_loses_no_verdict_and_doubles_none(mortal, 
     while len(answered) < len(keys) // 3:
         time.sleep(0.005)
     mortal.kill()
+    dead.set()
     person.join()
-    assert len(answered) < len(keys), "killed in the middle"
 
     project = project_of(mortal, "burst")
     stored = {key: review.history(project, key) for key in keys}
@@ -148,16 +151,14 @@ def test_sigkill_in_a_burst_of_labels_loses_no_verdict_and_doubles_none(mortal, 
 
 
 def test_interrupting_keeps_the_images_and_the_queue_is_free(server, photos):
-    prompt = small_lap("interrupted", photos, Enrich_Dataset__megapixels=0.5)
-    prompt_id = comfy.queue(server.address, prompt)
+    prompt_id = comfy.queue(server.address, small_lap("interrupted", photos, Rehearsal_Editor__seconds_per_image=2))
     stage = _stage_with(server, "interrupted", at_least=3)
-    began = time.monotonic()
     comfy.call(server.address, "/interrupt", {"prompt_id": prompt_id})
-    outcome = comfy.wait(server.address, prompt_id)
-    assert outcome.status == "error" and time.monotonic() - began < 5
+    assert comfy.wait(server.address, prompt_id).status == "error"
     kept = len(Shelf(stage).files)
-    again = comfy.run(server.address, prompt)
+    again = comfy.run(server.address, small_lap("interrupted", photos))
     assert again.status == "success" and f"{kept} were there already" in again.text(ENRICH)
+    assert 3 <= kept < len(Shelf(stage).files)
 
 
 def _stage_with(server, name, *, at_least):
