@@ -285,7 +285,8 @@ def test_cancelling_the_watch_stops_the_graph_and_keeps_what_is_finished(server,
 @pytest.mark.comfy
 @pytest.mark.faces
 @pytest.mark.slow
-def test_a_server_that_was_killed_and_started_again_has_forgotten_the_graph_but_not_the_images(comfyui, photos, tmp_path):
+def test_a_server_that_was_killed_and_started_again_has_forgotten_the_graph_but_not_the_images(comfyui, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "PATIENCE_S", 300.0)  # however slowly a busy machine starts it
     graph = enriching("killed", photos, 0.5)
     with Server(comfyui, Path(sys.executable), tmp_path / "base") as server:
         port = server.port
