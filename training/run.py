@@ -192,6 +192,7 @@ def _train(job: Job) -> dict[str, object]:
     attempt = job.status().attempts + 1
     job.append("started", **identity(), engine=spec.engine, attempt=attempt, steps=spec.steps)
     engine = engines.engine(spec.engine)
+    versions = engine.versions(job) if isinstance(engine, engines.KnowsVersions) else ""
     with gauge.measured(job, on_card=engine.uses_gpu):
         made = engine.train(job)
     job.append("phase", name="proving that it loads")
@@ -210,6 +211,7 @@ def _train(job: Job) -> dict[str, object]:
         "class_noun": spec.class_noun,
         "dataset": spec.dataset_key,
         "job": job.id,
+        **({"versions": versions} if versions else {}),
     }
     content = proof.marked(made, facts)
     result = job.folder / "result" / f"{spec.project}-{spec.kind}-{job.id}.safetensors"

@@ -1,6 +1,8 @@
 """A project with a training set made of real files, and jobs on it."""
 
 import dataclasses
+import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -13,6 +15,13 @@ from comfyui_flenwheel.training import run, trainset
 from comfyui_flenwheel.training.job import Job, Places
 from comfyui_flenwheel.training.spec import TrainingSpec
 from PIL import Image
+
+SMI = """#!/bin/sh
+case "$1" in
+  --query-gpu*) cat "{folder}/cards" ;;
+  --query-compute-apps*) cat "{folder}/apps" 2>/dev/null ;;
+esac
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +113,20 @@ def start(project, tmp_path):
 
 def made(project: Project, spec: TrainingSpec, loras: Path | None = None) -> Job:
     return jobs.find_or_create(project.root, spec, Places(loras=loras))
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """An nvidia-smi before all others on the PATH; call it with what it shall tell."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+    program.write_text(SMI.format(folder=folder))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def tells(cards, apps=""):
+        (folder / "cards").write_text(cards)
+        (folder / "apps").write_text(apps)
+
+    return tells

@@ -4,7 +4,6 @@ import dataclasses
 import http.server
 import json
 import os
-import stat
 import subprocess
 import sys
 import threading
@@ -19,30 +18,6 @@ from comfyui_flenwheel.training.job import Places, jobs_of
 from .conftest import made
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in for nvidia-smi is a shell script")
-
-SMI = """#!/bin/sh
-case "$1" in
-  --query-gpu*) cat "{folder}/cards" ;;
-  --query-compute-apps*) cat "{folder}/apps" 2>/dev/null ;;
-esac
-"""
-
-
-@pytest.fixture
-def smi(tmp_path, monkeypatch):
-    """An nvidia-smi before all others on the PATH; call it with what it shall tell."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    program = folder / "nvidia-smi"
-    program.write_text(SMI.format(folder=folder))
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-    def tells(cards, apps=""):
-        (folder / "cards").write_text(cards)
-        (folder / "apps").write_text(apps)
-
-    return tells
 
 
 @pytest.fixture

@@ -71,6 +71,15 @@ class KnowsLayers(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsVersions(Protocol):
+    """An engine that can say which versions of what made a LoRA, for its metadata."""
+
+    def versions(self, job: Job) -> str:
+        """For example "musubi-tuner 0.3.4, Python 3.11.7, torch 2.11.0"; no paths."""
+        ...
+
+
 def engine(name: str) -> Engine:
     """The engine of this name.
 

@@ -331,6 +331,15 @@ def interpreter(root: Path, variable: str) -> Path:
     return found
 
 
+def version_in(source: Path, pattern: str) -> str:
+    """The version an engine's own file names, for a person to read."""
+    try:
+        found = re.search(pattern, source.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else "of unknown version"
+
+
 def arguments_of(sources: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """The options an engine's parsers declare, read from their source without running it: name to type, action and choices."""
     known: dict[str, dict[str, Any]] = {}

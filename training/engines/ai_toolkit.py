@@ -22,10 +22,11 @@ from ...flywheel.pairs import PairedDataset
 from ..errors import EngineNotInstalled, TrainingFailed
 from ..job import Job
 from ..spec import ARCHITECTURES, TrainingSpec
-from . import _dataset, _launch, _weights
+from . import _dataset, _environment, _launch, _weights
 
 ROOT, PYTHON, MARKER = "AITK_ROOT", "AITK_PYTHON", "toolkit/config_modules.py"
 NAMES = ("ai-toolkit", "ai_toolkit")
+MODULES = ("transformers", "diffusers", "accelerate", "peft", "optimum", "torchao", "lycoris", "oyaml", "cv2", "bitsandbytes")
 LAYOUT = "ai-toolkit"
 CLASSES = {  # block of the config to the class of toolkit/config_modules.py that reads it
     "network": "NetworkConfig",
@@ -119,7 +120,9 @@ class AiToolkit:
         problems, facts = list[str](), list[str]()
         try:
             root = _launch.checkout(ROOT, MARKER, NAMES, job.places.near)
-            facts.append(f"ai-toolkit {_version(root)}: {root.name}, {_launch.interpreter(root, PYTHON)}")
+            found = _found(root)
+            facts.append(f"ai-toolkit {_version(root)}: {root.name}, {found}")
+            problems += found.problems
             problems += block_problems(config(job.spec, "model", Path(), Path(), None), root)
         except EngineNotInstalled as error:
             problems += error.problems or [str(error)]
@@ -132,6 +135,10 @@ class AiToolkit:
         if problems:
             raise EngineNotInstalled("ai-toolkit cannot train this yet:", problems)
         return facts
+
+    def versions(self, job: Job) -> str:
+        root = _launch.checkout(ROOT, MARKER, NAMES, job.places.near)
+        return f"ai-toolkit {_version(root)}, {_found(root).told}"
 
     def train(self, job: Job) -> Path:
         root = _launch.checkout(ROOT, MARKER, NAMES, job.places.near)
@@ -362,12 +369,12 @@ def _unspeakable(job: Job) -> list[str]:
     ]
 
 
+def _found(root: Path) -> _environment.Environment:
+    return _environment.look(_launch.interpreter(root, PYTHON), root, MODULES, f"-r {root / 'requirements.txt'}")
+
+
 def _version(root: Path) -> str:
-    try:
-        found = re.search(r'VERSION\s*=\s*"(.+?)"', (root / "version.py").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return found[1] if found else "of unknown version"
+    return _launch.version_in(root / "version.py", r'VERSION\s*=\s*"(.+?)"')
 
 
 def _numbered(job: Job) -> list[Path]:

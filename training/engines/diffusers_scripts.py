@@ -16,9 +16,10 @@ from ...flywheel.images import write_whole
 from ..errors import EngineNotInstalled, TrainingFailed
 from ..job import Job
 from ..spec import ARCHITECTURES, TrainingSpec
-from . import _dataset, _launch
+from . import _dataset, _environment, _launch
 
 ROOT, PYTHON, MARKER = "DIFFUSERS_ROOT", "DIFFUSERS_PYTHON", "examples/dreambooth/train_dreambooth_lora_flux.py"
+MODULES = ("diffusers", "transformers", "accelerate", "peft", "datasets", "torchvision")
 LAYOUT = "diffusers and built-in"
 RESULT = "pytorch_lora_weights.safetensors"
 SCRIPTS: Mapping[tuple[str, str], str] = {  # (kind, architecture) to what comes after train_dreambooth_lora_
@@ -64,8 +65,9 @@ class DiffusersScripts:
         spec, problems, facts = job.spec, _dataset.problems(job), list[str]()
         try:
             root = _launch.checkout(ROOT, MARKER, ("diffusers",), job.places.near)
-            facts.append(f"diffusers' scripts: {root.name}, {_launch.interpreter(root, PYTHON)}")
-            problems += _script_problems(root, spec)
+            found = _found(job, root)
+            facts.append(f"diffusers' scripts: {root.name}, {found}")
+            problems += [*found.problems, *_script_problems(root, spec, found.versions.get("diffusers", ""))]
         except EngineNotInstalled as error:
             problems += error.problems or [str(error)]
         model = _model(job)
@@ -80,6 +82,9 @@ class DiffusersScripts:
         if problems:
             raise EngineNotInstalled("diffusers' scripts cannot train this yet:", problems)
         return facts
+
+    def versions(self, job: Job) -> str:
+        return _found(job, _launch.checkout(ROOT, MARKER, ("diffusers",), job.places.near)).told
 
     def train(self, job: Job) -> Path:
         root = _launch.checkout(ROOT, MARKER, ("diffusers",), job.places.near)
@@ -160,11 +165,27 @@ def _model(job: Job) -> str:
     return found.as_posix() if found else wanted
 
 
-def _script_problems(root: Path, spec: TrainingSpec) -> list[str]:
+def _found(job: Job, root: Path) -> _environment.Environment:
+    eight_bit = DiffusersOptions(**job.spec.options).eight_bit_adam  # type: ignore[arg-type]
+    install = f"-e {root} -r {root / 'examples' / 'dreambooth' / 'requirements_flux.txt'}"
+    return _environment.look(_launch.interpreter(root, PYTHON), root, (*MODULES, *(["bitsandbytes"] if eight_bit else [])), install)
+
+
+def _script_problems(root: Path, spec: TrainingSpec, installed: str) -> list[str]:
     script = _script(root, spec)
     if not script.is_file():
         return [f"this checkout of diffusers has no {script.name}: it is too old for {ARCHITECTURES[spec.architecture]}; update it"]
-    return _launch.key_problems(arguments(spec, "", Path(), Path()), _launch.arguments_of([script]), "diffusers")
+    problems = _launch.key_problems(arguments(spec, "", Path(), Path()), _launch.arguments_of([script]), "diffusers")
+    wanted = re.search(r'^check_min_version\("([\d.]+\d)', script.read_text(encoding="utf-8"), re.MULTILINE)
+    if wanted and installed and _numbers(installed) < _numbers(wanted[1]):
+        problems.append(
+            f"{script.name} wants diffusers {wanted[1]} or newer, and {installed} is installed there: install it from {root} itself"
+        )
+    return problems
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
 def _noticed(job: Job, line: str) -> None:

@@ -14,9 +14,11 @@ from .. import trainset
 from ..errors import EngineNotInstalled
 from ..job import Job
 from ..spec import TrainingSpec
-from . import _kohya_family, _launch, _weights
+from . import _environment, _kohya_family, _launch, _weights
 
 ROOT, PYTHON, SCRIPT = "SD_SCRIPTS_ROOT", "SD_SCRIPTS_PYTHON", "flux_train_network.py"
+NAMES = ("sd-scripts", "kohya_ss/sd-scripts")
+MODULES = ("accelerate", "transformers", "diffusers", "safetensors", "toml", "voluptuous", "imagesize", "einops", "cv2")
 PARSERS = ("train_network.py", SCRIPT, "library")  # where its options are declared
 SWAP_MAX = 35  # blocks of FLUX.1 that may wait in RAM
 TOKENIZERS = {"openai_clip-vit-large-patch14": "comfy/sd1_tokenizer", "google_t5-v1_1-xxl": "comfy/text_encoders/t5_tokenizer"}
@@ -56,8 +58,10 @@ class Kohya:
     def check(self, job: Job) -> list[str]:
         spec, problems, facts = job.spec, list[str](), list[str]()
         try:
-            root = _launch.checkout(ROOT, SCRIPT, ("sd-scripts", "kohya_ss/sd-scripts"), job.places.near)
-            facts.append(f"sd-scripts: {root.name}, {_launch.interpreter(root, PYTHON)}")
+            root = _launch.checkout(ROOT, SCRIPT, NAMES, job.places.near)
+            found = _found(job, root)
+            facts.append(f"sd-scripts {_version(root)}: {root.name}, {found}")
+            problems += found.problems
             known = _launch.arguments_of(_parsers(root))
             problems += _launch.key_problems(config(spec, {}, job.folder, 0, None), known, "sd-scripts")
         except EngineNotInstalled as error:
@@ -67,9 +71,13 @@ class Kohya:
             raise EngineNotInstalled("sd-scripts cannot train this yet:", problems)
         return facts
 
+    def versions(self, job: Job) -> str:
+        root = _launch.checkout(ROOT, SCRIPT, NAMES, job.places.near)
+        return f"sd-scripts {_version(root)}, {_found(job, root).told}"
+
     def train(self, job: Job) -> Path:
         spec = job.spec
-        root = _launch.checkout(ROOT, SCRIPT, ("sd-scripts", "kohya_ss/sd-scripts"), job.places.near)
+        root = _launch.checkout(ROOT, SCRIPT, NAMES, job.places.near)
         job.append("phase", name="laying out the pictures")
         rows = _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
         _launch.write_text(job.folder / "config" / "dataset.toml", dataset_toml(spec, rows, job.folder))
@@ -175,6 +183,16 @@ def prompts(spec: TrainingSpec) -> str:
     return "".join(
         f"{' '.join(prompt.split())} --w {side} --h {side} --s 20 --d {spec.seed} --l 1.0 --g 3.5\n" for prompt in spec.sample_prompts
     )
+
+
+def _found(job: Job, root: Path) -> _environment.Environment:
+    eight_bit = KohyaOptions(**job.spec.options).optimizer == "AdamW8bit"  # type: ignore[arg-type]
+    modules = (*MODULES, *(["bitsandbytes"] if eight_bit else []))
+    return _environment.look(_launch.interpreter(root, PYTHON), root, modules, f"-r {root / 'requirements.txt'}")
+
+
+def _version(root: Path) -> str:
+    return _launch.version_in(root / "README.md", r"\*\*Version (\d[\w.]*)")  # the newest is told first
 
 
 def _parsers(root: Path) -> list[Path]:

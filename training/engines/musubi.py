@@ -19,11 +19,12 @@ from .. import trainset
 from ..errors import EngineNotInstalled, TrainingFailed
 from ..job import Job
 from ..spec import ARCHITECTURES, TrainingSpec
-from . import _dataset, _kohya_family, _launch, _weights
+from . import _dataset, _environment, _kohya_family, _launch, _weights
 
 ROOT, PYTHON, MARKER = "MUSUBI_ROOT", "MUSUBI_PYTHON", "src/musubi_tuner/qwen_image_train_network.py"
 NAMES = ("musubi-tuner", "musubi_tuner")
 SOURCE = Path("src/musubi_tuner")
+MODULES = ("accelerate", "transformers", "diffusers", "safetensors", "toml", "voluptuous", "einops", "av", "cv2")
 LAYOUT = "musubi-tuner"
 QWEN_PICTURES = {  # what Qwen2.5-VL's processor does to pictures: read by musubi from a file that ComfyUI does not have
     "image_processor_type": "Qwen2VLImageProcessor",
@@ -162,7 +163,9 @@ class Musubi:
         spec, problems, facts = job.spec, list[str](), list[str]()
         try:
             root = _launch.checkout(ROOT, MARKER, NAMES, job.places.near)
-            facts.append(f"musubi-tuner {_version(root)}: {root.name}, {_launch.interpreter(root, PYTHON)}")
+            found = _found(job, root)
+            facts.append(f"musubi-tuner {_version(root)}: {root.name}, {found}")
+            problems += found.problems
             problems += _key_problems(root, spec)
         except EngineNotInstalled as error:
             problems += error.problems or [str(error)]
@@ -178,6 +181,10 @@ class Musubi:
         if problems:
             raise EngineNotInstalled("musubi-tuner cannot train this yet:", problems)
         return facts
+
+    def versions(self, job: Job) -> str:
+        root = _launch.checkout(ROOT, MARKER, NAMES, job.places.near)
+        return f"musubi-tuner {_version(root)}, {_found(job, root).told}"
 
     def train(self, job: Job) -> Path:
         spec = job.spec
@@ -340,9 +347,14 @@ def _tokenizers(comfyui: Path | None, architecture: str) -> dict[str, Path]:
     return {"Qwen/Qwen-Image/tokenizer": source, "Qwen/Qwen-Image-Edit/processor": source}
 
 
+def _found(job: Job, root: Path) -> _environment.Environment:
+    eight_bit = MusubiOptions(**job.spec.options).optimizer == "adamw8bit"  # type: ignore[arg-type]
+    modules = (*MODULES, *(["bitsandbytes"] if eight_bit else []))
+    return _environment.look(_launch.interpreter(root, PYTHON), root, modules, f"-e {root}")
+
+
 def _version(root: Path) -> str:
-    found = re.search(r'^version = "(.+?)"', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else "of unknown version"
+    return _launch.version_in(root / "pyproject.toml", r'^version = "(.+?)"')
 
 
 def parsers(root: Path, scripts: str) -> list[Path]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,6 +14,7 @@ import pytest
 from comfyui_flenwheel.flywheel.images import png_bytes, write_json, write_whole
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training import trainset
+from comfyui_flenwheel.training.engines import ai_toolkit, diffusers_scripts, kohya, musubi
 from comfyui_flenwheel.training.job import Places
 from comfyui_flenwheel.training.spec import TrainingSpec
 from PIL import Image
@@ -79,10 +81,12 @@ def declared(known):
 
 
 def own_python(root, variable, monkeypatch):
-    """An interpreter inside a checkout, which is the one that runs the tests."""
+    """An interpreter inside a checkout, which is the one that runs the tests; and empty modules for what an engine stands on."""
     python = root / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     python.parent.mkdir(parents=True, exist_ok=True)
     python.symlink_to(sys.executable) if os.name != "nt" else monkeypatch.setenv(variable, sys.executable)
+    wanted = (kohya.MODULES, musubi.MODULES, ai_toolkit.MODULES, diffusers_scripts.MODULES, ("torch", "bitsandbytes"))
+    lay(root, {f"{name}.py": "" for names in wanted for name in names})
 
 
 def seen(folder):
@@ -108,3 +112,15 @@ def inside(root, python, env, *words):
     done = subprocess.run([python, *words], env=env, capture_output=True, text=True, cwd=root, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def parsed(root, python, env, script, lines):
+    """What the engine's own parser makes of command lines: for each the options it knows and the values it has."""
+    said = inside(root, python, env, Path(__file__).parent / "in_parser.py", str(script), json.dumps(lines))
+    return json.loads(said.rpartition("READ")[2])
+
+
+def reads(told, settings):
+    """Whether a parser knows each setting and has each value."""
+    assert set(settings) <= set(told["known"]), set(settings) - set(told["known"])
+    assert {name: told["args"][name] for name in settings} == settings

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from comfyui_flenwheel.flywheel import lora
 from comfyui_flenwheel.training import engines, preflight, run, trainset
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training.engines import _kohya_family, _launch, kohya
@@ -32,6 +33,7 @@ def checkout(tmp_path, monkeypatch):
     (root / "train_network.py").write_text(declared(KNOWN))
     (root / "flux_train_network.py").write_text((HERE / "fake_kohya.py").read_text(encoding="utf-8"), encoding="utf-8")
     (root / "FAKE").write_text("ok")
+    (root / "README.md").write_text("- **Version 0.10.1 (2026-02-13):**\n- **Version 0.10.0 (2026-01-19):**\n")
     own_python(root, "SD_SCRIPTS_PYTHON", monkeypatch)
     monkeypatch.setenv("SD_SCRIPTS_ROOT", str(root))
     return root
@@ -68,7 +70,10 @@ def test_a_run_ends_with_a_registered_lora_and_every_step_is_an_event(checkout, 
     assert run.wait(job, 60).state == "done", job.status()
     assert [step for step, _ in job.losses()] == list(range(1, 21))
     assert [event["step"] for event in job.events() if event["kind"] == "checkpoint"] == [5, 10, 15, 20]
-    assert run.result_of(job).path.name == "Anna-character-v001.safetensors" and run.result_of(job).layers == 1
+    made = run.result_of(job)
+    assert made.path.name == "Anna-character-v001.safetensors" and made.layers == 1
+    marks = lora.inspect(made.path).metadata
+    assert marks["flenwheel.versions"].startswith("sd-scripts 0.10.1, Python 3.") and str(job.folder.parents[3]) not in str(marks)
     told = seen(checkout)
     assert "MY_API_KEY" not in told["env"] and "PYTHONPATH" not in told["env"] and told["env"]["PYTHONUTF8"] == "1"
     assert gone(int((checkout / "HELPER").read_text())), "no helper is left"

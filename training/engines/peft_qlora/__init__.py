@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -128,6 +129,9 @@ class PeftQlora:
         from .base import family_of
 
         return family_of(job, options_of(job)).layers()
+
+    def versions(self, job: Job) -> str:  # noqa: ARG002 - its own are those of this Python
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers", "peft"))
 
     def train(self, job: Job) -> Path:
         from .loop import is_out_of_memory, train

@@ -240,16 +240,12 @@ class Training:
     # --- after
 
     def _facts(self) -> dict[str, str]:
-        import diffusers
-        import peft
-
         return {
             "format": "pt",
             "flenwheel.model": self.family.model_name,
             "flenwheel.precision": self.options.precision,
             "flenwheel.resolution": str(self.spec.resolution),
             "flenwheel.control_megapixels": f"{self.options.control_megapixels:g}",
-            "flenwheel.versions": f"torch {torch.__version__}, diffusers {diffusers.__version__}, peft {peft.__version__}",
         }
 
     def _finished(self) -> Path:
