@@ -9,7 +9,7 @@ from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.engines import _launch, diffusers_scripts
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 
-from .conftest import declared, edit_job, own_python, posix, seen, until
+from .conftest import declared, edit_job, own_python, parsed, posix, reads, seen, until
 from .test_musubi import spec_of
 
 pytestmark = pytest.mark.slow
@@ -106,6 +106,22 @@ def test_the_options_are_those_of_the_real_scripts():
         real = _launch.arguments_of([Path(root) / f"examples/dreambooth/train_dreambooth_lora_{script}.py"])
         assert {name: real.get(name) for name in KNOWN[script]} == KNOWN[script]
         assert _launch.key_problems(told, real, "diffusers") == []
+
+
+@pytest.mark.parametrize("script", sorted(set(diffusers_scripts.SCRIPTS.values())))
+def test_the_real_scripts_read_every_word(script):
+    root = os.environ.get("DIFFUSERS_ROOT")
+    if not root or not any((Path(root) / name).is_dir() for name in ("venv", ".venv")):
+        pytest.skip(
+            "DIFFUSERS_ROOT names no checkout of diffusers with a Python of its own; the list of its options kept here was used instead"
+        )
+    commands = [told for name, told in every_command() if name == script]
+    path = Path(root) / f"examples/dreambooth/train_dreambooth_lora_{script}.py"
+    lines = [diffusers_scripts.command_line(told) for told in commands]
+    for read, told in zip(
+        parsed(root, _launch.interpreter(Path(root), diffusers_scripts.PYTHON), _launch.environment({}), path, lines), commands, strict=True
+    ):
+        reads(read, {name: value for name, value in told.items() if value is not False})
 
 
 def test_words_and_lines():

@@ -12,7 +12,7 @@ from comfyui_flenwheel.training import run, trainset
 from comfyui_flenwheel.training.engines import _launch, kohya
 from comfyui_flenwheel.training.job import Places
 
-from .conftest import gone, inside, until
+from .conftest import gone, inside, parsed, reads, until
 from .in_comfyui import patched
 
 ROOT = os.environ.get("SD_SCRIPTS_ROOT", "")
@@ -91,3 +91,21 @@ def test_its_loader_reads_what_is_written(project, spec, folder, tmp_path):
     assert sorted((item["repeats"], item["reg"]) for item in told if not item["reg"]) == [(3, False)] * 2 + [(10, False)] * 10
     assert {item["caption"] for item in told if not item["reg"]} == {"photo of ohwx_char person, front view"}
     assert {item["caption"] for item in told if item["reg"]} == {"person"}
+
+
+def test_its_parser_reads_every_setting(spec, tmp_path):
+    """Its own program, as far as it has read what it was told: names, values, and a folder that is not plain ASCII."""
+    written = []
+    for options in (
+        {},
+        {"optimizer": "Adafactor", "blocks_to_swap": 3, "more": 'network_args = ["train_blocks=single"]; max_grad_norm = 0.5'},
+    ):
+        for state in (None, tmp_path / "out" / "state"):
+            settings = kohya.config(dataclasses.replace(spec, engine="kohya", options=options), {}, tmp_path / "Zoë's job", 5, state)
+            path = tmp_path / "Zoë's job" / f"train-{len(written) + 1}.toml"
+            _launch.write_text(path, _launch.toml(settings))
+            written.append((settings, ["--config_file", str(path)]))
+    python = _launch.interpreter(Path(ROOT), kohya.PYTHON)
+    told = parsed(ROOT, python, _launch.environment({}), Path(ROOT) / kohya.SCRIPT, [words for _, words in written])
+    for read, (settings, _) in zip(told, written, strict=True):
+        reads(read, settings)

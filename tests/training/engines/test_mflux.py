@@ -2,20 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.engines import _dataset, _launch, mflux
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 
-from .conftest import edit_job, posix, seen, until
+from ..conftest import training_set
+from .conftest import edit_job, posix, seen, spec_for, until
 from .test_musubi import spec_of
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
+INSTALLED = shutil.which(os.environ.get("MFLUX_TRAIN") or "mflux-train")
 
 
 @pytest.fixture
@@ -110,6 +114,26 @@ def test_mflux_itself_reads_the_settings_and_finds_the_pairs(job):
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["flux2-klein-base-4b", True, 4, "make it night, keep the person identical", 10, 5]
+
+
+@pytest.mark.parametrize("architecture", mflux.BLOCKS)
+@pytest.mark.parametrize("kind", ["edit", "character"])
+def test_an_installed_mflux_takes_the_settings(project, tmp_path, kind, architecture):
+    """Its own dry run, started as the engine starts it."""
+    if not INSTALLED:
+        pytest.skip("mflux-train is neither installed nor named by MFLUX_TRAIN; a golden file was used instead")
+    if kind == "edit":
+        job = edit_job(project, "mflux", tmp_path, tmp_path, architecture=architecture)
+    else:
+        job = jobs.find_or_create(
+            project.root, spec_for(project, training_set(project, 4), "mflux", kind="character", architecture=architecture)
+        )
+    folder, dataset = _dataset.lay_out(job, mflux.LAYOUT)
+    path = job.folder / "train.json"
+    path.write_text(json.dumps(mflux.config(job.spec, folder, job.folder / "out", len(dataset.pairs))))
+    command = _launch.Command(Path(INSTALLED), ("--config", str(path), "--dry-run"), job.folder)
+    _launch.launch(command, job, read=lambda _: None)
+    assert "Training config validated" in job.log.read_text(encoding="utf-8")
 
 
 def test_only_the_bar_with_the_right_end_counts(job):

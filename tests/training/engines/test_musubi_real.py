@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ from comfyui_flenwheel.flywheel import lora
 from comfyui_flenwheel.training import proof, run
 from comfyui_flenwheel.training.engines import _dataset, _launch, musubi
 
-from .conftest import edit_job, inside, until
+from .conftest import edit_job, inside, parsed, reads, until
 from .in_comfyui import patched
 
 ROOT = os.environ.get("MUSUBI_ROOT", "")
@@ -109,3 +110,30 @@ def test_its_parser_takes_every_key():
     for architecture in musubi.FAMILIES:
         for options in SPEC_OPTIONS:
             assert musubi._key_problems(Path(ROOT), dataclasses.replace(spec_of(architecture), options=options)) == []
+
+
+@pytest.mark.parametrize("scripts", ["qwen_image", "flux_2", "flux_kontext"])
+def test_its_programs_read_every_setting(scripts, tmp_path):
+    """The training and both caches, for every model they are for: names, values, and a folder that is not plain ASCII."""
+    from .test_musubi import SPEC_OPTIONS, spec_of
+
+    def asked(script, lines):
+        env = _launch.environment({"PYTHONPATH": str(Path(ROOT) / "src")})
+        return parsed(ROOT, _launch.interpreter(Path(ROOT), musubi.PYTHON), env, Path(ROOT) / musubi.SOURCE / script, lines)
+
+    folder, trainings, caches = tmp_path / "Zoë's job", [], {}
+    for architecture in (name for name, family in musubi.FAMILIES.items() if family.scripts == scripts):
+        for options in SPEC_OPTIONS:
+            spec = dataclasses.replace(spec_of(architecture), options={**options, "fp8_text_encoder": bool(options)})
+            settings = musubi.config(spec, {}, folder, folder / "dataset", 5, folder / "state" if options else None)
+            path = folder / f"train-{len(trainings) + 1}.toml"
+            _launch.write_text(path, _launch.toml(settings))
+            trainings.append((settings, ["--config_file", str(path)]))
+            for script, words in musubi.caching(spec, {}, folder / "dataset"):
+                caches.setdefault(script, []).append(words)
+    for read, (settings, _) in zip(asked(f"{scripts}_train_network.py", [words for _, words in trainings]), trainings, strict=True):
+        reads(read, settings)
+    for script, lines in caches.items():
+        for read, words in zip(asked(script, lines), lines, strict=True):
+            given = {word[2:]: value for word, value in pairwise([*words, "--"]) if word.startswith("--")}
+            reads(read, {name: {"1": 1}.get(value, value) if not value.startswith("--") else True for name, value in given.items()})
