@@ -1,4 +1,4 @@
-"""The worker: `python <pack>/training <job folder>`. Works from any directory, with no ComfyUI."""
+"""The worker: `python <pack>/training <job folder>`. Works from any directory, with no ComfyUI; also below `accelerate launch`."""
 
 import argparse
 import importlib
@@ -28,6 +28,11 @@ def main() -> int:
     given = parser.parse_args()
     if NAME not in sys.modules:
         name_the_pack()
+    crew: Any = importlib.import_module(f"{NAME}.training.engines.peft_qlora.crew")
+    rank, world = crew.launched()
+    if rank:
+        crew.join(given.job.resolve(), rank, world)
+        return 0
     worker: Any = importlib.import_module(f"{NAME}.training.run")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     return worker.work(worker.Job(given.job.resolve()), given.hours)

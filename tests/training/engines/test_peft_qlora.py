@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -146,13 +148,29 @@ def test_two_halves_equal_one_whole_bit_for_bit(made, project, settings):
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_share_a_step_as_one_would_do_it_alone(made):
-    """Over gloo on the CPU what nccl does between cards: the same losses, and the same LoRA to the last bit."""
-    alone, shared = made(gradient_accumulation=2, caption_dropout=0.3), made(gpus=2, caption_dropout=0.3)
+def test_two_processes_share_a_step_as_one_would_do_it_alone(made, monkeypatch):
+    """Over gloo on the CPU what nccl does between cards: the same losses, and the same LoRA to the last bit; whether the trainer starts the second
+    process itself or torchrun has, which is what `accelerate launch` starts."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone, shared, launched = (
+        made(steps=2, caption_dropout=0.3, **changes)
+        for changes in ({"gradient_accumulation": 2}, {"gpus": 2}, {"gpus": 2, "device": "cpu"})
+    )
     first, second = worked(alone), worked(shared)
-    assert [event["pid"] for event in told(shared, "launched")] and alone.losses() == shared.losses()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", run.PACK, launched.folder]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    third = load_file(launched.folder / launched.status().result)
+    assert alone.losses() == shared.losses() == launched.losses()
+    assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]) for name in first)
+    assert told(shared, "launched") and not told(launched, "launched")
     assert all(run.process_of(event) is None for event in told(shared, "launched"))
+
+
+def test_another_number_of_processes_than_was_asked_for_is_refused(made, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert "2 processes were launched, and gpus is 1" in failure(made())["message"]
 
 
 def test_one_seed_is_one_run_and_another_seed_another(made):

@@ -1,7 +1,7 @@
 """Several cards for one run: each works on its share of a step's batches, gradients are added up, the first one writes.
 
-The worker is the first; it starts the others by calling this file with the job's folder. A run on n cards with one batch each equals a run on one
-card with n batches per step.
+The worker is the first; it starts the others by calling this file with the job's folder, unless `accelerate launch` or torchrun has started them
+already. A run on n cards with one batch each equals a run on one card with n batches per step.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(hours=6)  # the others wait while the first encodes, samples and writes
 LEAVE_S = 20.0
+NAME = "comfyui_flenwheel"  # the pack's name outside ComfyUI
 
 
 class Crew:
@@ -86,9 +87,27 @@ class Crew:
         return float(total.item())
 
 
+def launched() -> tuple[int, int]:
+    """Which of how many this process is where a launcher, such as `accelerate launch`, has started several: (0, 1) where none has."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 @contextlib.contextmanager
 def crew(job: Job, count: int) -> Iterator[Crew]:
-    """The first of `count` processes; the others are started here and end with it."""
+    """The first of `count` processes; the others are started here and end with it.
+
+    Raises:
+        TrainingFailed: a launcher has started another number of them.
+    """
+    if (world := launched()[1]) > 1:
+        if world != count:
+            from ...errors import TrainingFailed
+
+            raise TrainingFailed("unknown", f"{world} processes were launched, and gpus is {count}.", "Make both the same number.")
+        yield Crew(0, world)
+        return
     if count == 1:
         yield Crew()
         return
@@ -111,24 +130,25 @@ def crew(job: Job, count: int) -> Iterator[Crew]:
             other.wait()
 
 
-def _other(folder: Path, rank: int, world: int) -> None:
+def join(folder: Path, rank: int, world: int) -> None:
     """What another than the first does: the same run, without a word."""
     import importlib
 
-    runpy.run_path(str(Path(__file__).resolve().parents[2] / "__main__.py"))["name_the_pack"]()
-    engine: Any = importlib.import_module("comfyui_flenwheel.training.engines.peft_qlora")
-    loop: Any = importlib.import_module("comfyui_flenwheel.training.engines.peft_qlora.loop")
-    job: Any = importlib.import_module("comfyui_flenwheel.training.job")
+    if NAME not in sys.modules:
+        runpy.run_path(str(Path(__file__).resolve().parents[2] / "__main__.py"))["name_the_pack"]()
+    engine: Any = importlib.import_module(f"{NAME}.training.engines.peft_qlora")
+    loop: Any = importlib.import_module(f"{NAME}.training.engines.peft_qlora.loop")
+    job: Any = importlib.import_module(f"{NAME}.training.job")
 
     class Silent(job.Job):
         def append(self, *_: Any, **__: Any) -> None:
             pass
 
     mine = Silent(folder)
-    member = importlib.import_module("comfyui_flenwheel.training.engines.peft_qlora.crew").Crew(rank, world)
-    with contextlib.suppress(importlib.import_module("comfyui_flenwheel.training.errors").Stopped):
+    member = importlib.import_module(f"{NAME}.training.engines.peft_qlora.crew").Crew(rank, world)
+    with contextlib.suppress(importlib.import_module(f"{NAME}.training.errors").Stopped):
         loop.train(mine, engine.options_of(mine), member)
 
 
 if __name__ == "__main__":
-    _other(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    join(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
