@@ -92,7 +92,7 @@ export class LossChart {
     this.end = Math.max(steps, last, 2)
     const right = this.right
     const x = (step) => LEFT + ((right - LEFT) * step) / this.end
-    const y = (loss) => BOTTOM - ((BOTTOM - TOP) * (Math.min(Math.max(loss, low), high) - low)) / (high - low)
+    const y = (loss) => BOTTOM - ((BOTTOM - TOP) * (Math.min(loss, 3 * high - 2 * low) - low)) / (high - low) // what sticks out leaves through the top
     this.place = { x, y }
     const at = (points) => path(points.map(([step, loss]) => [x(step), y(loss)]))
     this.cursor = svg("g", { class: "cursor" })
@@ -103,13 +103,23 @@ export class LossChart {
       ]),
       ...ticks(0, this.end).map((step) => svg("text", { x: x(step), y: BOTTOM + 20, "text-anchor": "middle" }, step.toLocaleString())),
       ...checkpoints.map((step) => svg("path", { class: "checkpoint", d: `M${x(step)} ${BOTTOM}l-4 8h8z` })),
-      svg("path", { class: "each", d: at(thinned(losses[0], losses[1])) }),
-      svg("path", { class: "held", d: at(thinned(validation[0], validation[1])) }),
-      ...validation[0].map((step, index) => svg("circle", { class: "held", cx: x(step), cy: y(validation[1][index]), r: 2.5 })),
-      svg("path", { class: "course", d: at(thinned(losses[0], this.line)) }),
-      svg("circle", { class: "now", cx: x(last), cy: y(this.line.at(-1) ?? 0), r: 4 }),
+      this.#lines(
+        svg("path", { class: "each", d: at(thinned(losses[0], losses[1])) }),
+        svg("path", { class: "held", d: at(thinned(validation[0], validation[1])) }),
+        ...validation[0].map((step, index) => svg("circle", { class: "held", cx: x(step), cy: y(validation[1][index]), r: 2.5 })),
+        svg("path", { class: "course", d: at(thinned(losses[0], this.line)) }),
+      ),
+      svg("circle", { class: "now", cx: x(last), cy: Math.max(TOP, y(this.line.at(-1) ?? 0)), r: 4 }),
       this.cursor,
     )
+  }
+
+  /** What is drawn inside the frame only. @param {...SVGElement} lines */
+  #lines(...lines) {
+    const [wide, high] = [this.right - LEFT, BOTTOM - TOP]
+    const frame = svg("svg", { x: LEFT, y: TOP, width: wide, height: high, viewBox: `${LEFT} ${TOP} ${wide} ${high}` })
+    frame.replaceChildren(...lines)
+    return frame
   }
 
   /** Say the figures below the pointer. @param {PointerEvent|null} event */

@@ -40,7 +40,8 @@ export class Monitor {
     const curve = element("section", { class: "curve" })
     this.chart = new LossChart(curve)
     const slider = element("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: this.#weight, on: { input: () => ((this.#weight = Number(slider.value)), this.#drawChart()) } })
-    curve.append(element("label", { class: "smooth" }, t("Smoothing"), slider))
+    this.legend = element("p", { class: "legend" })
+    curve.append(element("div", { class: "under" }, this.legend, element("label", { class: "smooth" }, t("Smoothing"), slider)))
     const pictures = element("section", { class: "pictures" })
     this.samples = new Samples(pictures, name)
     this.log = element("pre", { class: "log", tabindex: 0, "aria-label": t("Log") })
@@ -146,6 +147,8 @@ export class Monitor {
 
   #drawChart() {
     if (!this.job) return
+    const drawn = [["course", t("smoothed"), this.#losses], ["each", t("each step"), this.#losses], ["held", t("held out"), this.#validation], ["checkpoint", t("checkpoint"), [this.#checkpoints]]]
+    this.legend.replaceChildren(...drawn.filter(([, , [steps]]) => steps.length).map(([kind, text]) => element("span", { class: kind, text })))
     this.chart.draw({ losses: this.#losses, validation: this.#validation, checkpoints: this.#checkpoints, steps: this.job.steps, weight: this.#weight })
   }
 
