@@ -10,6 +10,7 @@ J stands for /flenwheel/jobs/{project}/{id}. Errors are {"error": "…"} in word
   GET  J/try                          {"name": LoRA, "workflow": graph that shows it with and without; null where none is bundled for its kind}
   POST J/stop   {}                    end at the next step boundary → JOB
   POST J/start  {"hours": ""}         go on, or start again, by our own worker; 409 when that makes no sense → JOB
+  POST J/open   {}                    show its folder in the file manager, for a person at this machine; 409 for others, and where there is none → JOB
   POST J/hold   {"hold": true}        let ComfyUI's queue wait while it has the graphics card → JOB
   GET  /flenwheel/web/{folder}/{name} the pages' modules
 
@@ -17,7 +18,8 @@ JOB      {"project", "name": of the project, "id", "kind", "engine", "architectu
          "left_s", "checkpoint", "attempts", "cause", "created", "hours", "place": in the queue for the graphics card from 1|null, "dry", "hold", "uses_card",
          "peak_bytes", "registered": name in LoRA loaders|"", "problem": why its folder cannot be read|""}
 DETAILS  {"from", "events", "losses": [[steps], [losses]], "validation": [[steps], [losses]], "checkpoints": [steps], "samples": [{"step", "prompt", "v"}],
-         "prompts": [texts], "notes": [texts], "log": [lines], "tail": [last meaningful lines of a failure], "folder": its path, for a person, "configs": [names],
+         "prompts": [texts], "notes": [texts], "log": [lines], "tail": [last meaningful lines of a failure], "folder": its path, for a person, "can_open": whether J/open works for the asker,
+         "configs": [names],
          "damaged": number of unreadable lines, "tried": [{"id", "words"}] dry runs that followed, "engine_says": facts}
 """
 
@@ -41,8 +43,8 @@ from ..flywheel.project import Project
 from ..training import card, engines, run, turns
 from ..training import job as jobs
 from ..training.errors import TrainingError
-from . import host, jobs_here, queue_gate
-from .http import FRESH, IMMUTABLE, Conflict, NotFound, guarded, json_body, problem, project_of
+from . import file_manager, host, jobs_here, queue_gate
+from .http import FRESH, IMMUTABLE, Conflict, NotFound, guarded, is_this_machine, json_body, problem, project_of
 
 WEB = Path(__file__).parent.parent / "web"
 WORKFLOWS = Path(__file__).parent.parent / "workflows"
@@ -64,6 +66,7 @@ def register(routes: web.RouteTableDef) -> None:
     routes.post(JOB + "/stop")(guarded(partial(_do, _stop)))
     routes.post(JOB + "/start")(guarded(partial(_do, _start)))
     routes.post(JOB + "/hold")(guarded(partial(_do, _hold)))
+    routes.post(JOB + "/open")(guarded(_open))
 
 
 def job_of(request: web.Request) -> tuple[Project, jobs.Job]:
@@ -107,7 +110,21 @@ async def _job(request: web.Request) -> web.Response:
     project, one = job_of(request)
     since = request.query.get("since", "0")
     described = await asyncio.to_thread(_described, project, one, int(since) if since.isdigit() else 0)
-    return web.json_response(described, headers=FRESH)
+    return web.json_response({**described, "can_open": _may_open(request)}, headers=FRESH)
+
+
+def _may_open(request: web.Request) -> bool:
+    return is_this_machine(request) and file_manager.program() is not None
+
+
+async def _open(request: web.Request) -> web.Response:
+    if not _may_open(request):
+        raise Conflict("The folder can be opened only by a person at the machine that ComfyUI runs on, where it has a file manager.")
+
+    def show(one: jobs.Job, _: dict[str, Any]) -> None:
+        file_manager.show(one.folder)
+
+    return await _do(show, request)
 
 
 def _told(project: Project, one: jobs.Job, waiting: list[int]) -> dict[str, Any]:

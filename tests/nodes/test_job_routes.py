@@ -92,6 +92,19 @@ def test_deeds_want_json_and_sense(server, done):
     assert comfy.call(server.address, f"{where}/stop", {})[1]["state"] == "done", "stopping what is done changes nothing"
 
 
+def test_only_a_person_at_this_machine_may_open_the_folder(server, done):
+    where = f"/flenwheel/jobs/Routes/{done[1].id}"
+    by_proxy = json.loads(get(server, where, **{"X-Forwarded-For": "192.0.2.7"})[1])
+    assert by_proxy["can_open"] is False
+    request = urllib.request.Request(
+        server.address + where + "/open", b"{}", {"Content-Type": "application/json", "X-Forwarded-For": "192.0.2.7"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code == 409 and b"at the machine that ComfyUI runs on" in refused.value.read()
+    refused.value.close()
+
+
 def test_a_folder_changed_by_hand_is_listed_with_what_is_wrong_and_harms_no_other(server, done):
     project, job = done
     for name, text in (("aaaaaaaaaaaa", "{"), ("bbbbbbbbbbbb", '{"spec": {}}'), ("cccccccccccc", (job.folder / "job.json").read_text())):

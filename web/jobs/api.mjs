@@ -15,7 +15,7 @@ const HOME = new URL("../../", import.meta.url) // …/flenwheel/
 /** @typedef {[number[], number[]]} Course steps and values */
 /**
  * @typedef {Job & {from: number, events: number, losses: Course, validation: Course, checkpoints: number[], samples: {step: number, prompt: number, v: number}[],
- *   prompts: string[], notes: string[], log: string[], tail: string[], folder: string, configs: string[], damaged: number, tried: {id: string, words: string}[]}} Details
+ *   prompts: string[], notes: string[], log: string[], tail: string[], folder: string, can_open: boolean, configs: string[], damaged: number, tried: {id: string, words: string}[]}} Details
  */
 
 const path = ({ project, id }, rest = "") => `jobs/${encodeURIComponent(project)}/${encodeURIComponent(id)}${rest}`
@@ -24,7 +24,7 @@ const path = ({ project, id }, rest = "") => `jobs/${encodeURIComponent(project)
 export const jobs = () => request("jobs")
 /** @param {JobName} name @param {number} since number of events already known @returns {Promise<Details>} */
 export const details = (name, since) => request(path(name, `?since=${since}`))
-/** @param {JobName} name @param {"stop"|"start"|"hold"} what @param {object} [json] @returns {Promise<Job>} */
+/** @param {JobName} name @param {"stop"|"start"|"hold"|"open"} what @param {object} [json] @returns {Promise<Job>} */
 export const act = (name, what, json = {}) => request(path(name, `/${what}`), { json })
 /** The graph that shows the LoRA. @param {JobName} name @returns {Promise<{name: string, workflow: object|null}>} */
 export const scene = (name) => request(path(name, "/try"))

@@ -111,7 +111,7 @@ export class Monitor {
     )
     this.fault.hidden = !job.tail.length && !job.tried.length
     this.fault.replaceChildren(...job.tried.map(({ words }) => element("p", { text: t("Tried next: {words}", { words }) })), job.tail.length ? element("pre", { text: job.tail.join("\n") }) : "")
-    const wanted = JSON.stringify([job.state, job.hold, job.uses_card, job.registered])
+    const wanted = JSON.stringify([job.state, job.hold, job.uses_card, job.registered, job.can_open])
     if (wanted !== this.buttons.dataset.drawn) this.#drawButtons(job)
     this.buttons.dataset.drawn = wanted
   }
@@ -125,7 +125,7 @@ export class Monitor {
         mayStart(job) && deed(job.state === "new" ? t("Start") : t("Go on"), "start"),
         isActive(job) && job.uses_card && deed(job.hold ? t("Let ComfyUI go on") : t("Let ComfyUI wait"), "hold", { hold: !job.hold }),
         job.registered && this.ways.tryIt && button({ class: "go", text: t("Try this LoRA"), on: { click: () => this.ways.tryIt?.(this.name) } }),
-        button({ text: t("Copy folder path"), title: job.folder, on: { click: (event) => void copied(event.currentTarget, job.folder) } }),
+        job.can_open ? button({ text: t("Open folder"), title: job.folder, on: { click: (event) => void this.#do(event.currentTarget, "open", {}) } }) : button({ text: t("Copy folder path"), title: job.folder, on: { click: (event) => void copied(event.currentTarget, job.folder) } }),
         this.ways.open && button({ text: t("Open"), on: { click: () => this.ways.open?.() } }),
       ].filter((each) => each instanceof Node),
     )
