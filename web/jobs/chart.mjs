@@ -101,7 +101,7 @@ export class LossChart {
         svg("line", { class: "grid", x1: LEFT, x2: right, y1: y(value), y2: y(value) }),
         svg("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, figure(value)),
       ]),
-      ...ticks(0, this.end).map((step) => svg("text", { x: x(step), y: BOTTOM + 20, "text-anchor": "middle" }, step.toLocaleString())),
+      ...ticks(0, this.end).map((step) => svg("text", { x: x(step), y: BOTTOM + 20, "text-anchor": x(step) > right - MARGIN ? "end" : "middle" }, step.toLocaleString())),
       ...checkpoints.map((step) => svg("path", { class: "checkpoint", d: `M${x(step)} ${BOTTOM}l-4 8h8z` })),
       this.#lines(
         svg("path", { class: "each", d: at(thinned(losses[0], losses[1])) }),
