@@ -87,15 +87,18 @@ class Reporter:
         self.node_id, self.what = node_id, what
         self._bar: comfy.utils.ProgressBar | None = None
         self._last = 0.0
+        self._unseen: Image.Image | None = None  # came too soon after the report before it
 
     def __call__(self, progress: Progress) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         now = time.monotonic()
+        self._unseen = progress.preview or self._unseen
         if now - self._last < 1 / REPORTS_PER_S and progress.done < progress.total:
             return
         self._last = now
         self._bar = self._bar or comfy.utils.ProgressBar(progress.total, self.node_id)
-        preview = ("JPEG", progress.preview, 512) if progress.preview else None
+        preview = ("JPEG", self._unseen, 512) if self._unseen else None
+        self._unseen = None
         self._bar.update_absolute(progress.done, progress.total, preview)
         if self.node_id:
             PromptServer.instance.send_progress_text(self._line(progress), self.node_id)
