@@ -14,26 +14,42 @@ from typing import Any
 from .images import size_for
 from .lora import StackedLora
 
-TEMPLATE = (  # the system prompt Qwen-Image-Edit was trained with; {} is the pictures and the instruction
-    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), then explain how the"
-    " user's text instruction should alter or modify the image. Generate a new image that meets the user's requirements while maintaining"
-    " consistency with the original input where appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-)
-PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 VISION_PIXELS = 384 * 384  # what the vision encoder saw in training, per picture
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What the text encoder is given. {} is in `words` the pictures and the instruction, in `picture` the picture's number."""
+
+    words: str
+    picture: str
+
+    def prompt(self, instruction: str, pictures: int) -> str:
+        """What goes into `words`."""
+        return "".join(self.picture.format(number) for number in range(1, pictures + 1)) + instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A model as Hugging Face lays it out: where it is, its size, and how its transformer's configuration tells it from others."""
+
+    repository: str
+    size: str
+    zero_cond_t: bool
 
 
 @dataclass(frozen=True, slots=True)
 class EditModel:
     """An instruction-editing model. None means: leave alone what the model brings.
 
-    `encoder`: "qwen" shows the pictures to the text encoder too, "text" does not. `clip_type`: what Load CLIP calls its kind. `shift`: of the flow-matching schedule.
-    `reference_method`: how the controls get their places in the model. `schedule`: a scheduler's name, or "flux2". `controls`: at most.
+    `template`: with one, the text encoder sees the pictures too. `clip_type`: what Load CLIP calls its kind. `shift`: of the flow-matching schedule.
+    `reference_method`: how the controls get their places in the model. `schedule`: a scheduler's name, or "flux2". `controls`: at most. `folder`: for
+    the diffusers editor; None where that cannot take the model.
     """
 
     name: str
     family: str
-    encoder: str
+    template: Template | None
     clip_type: str
     shift: float | None
     reference_method: str | None
@@ -43,6 +59,7 @@ class EditModel:
     steps: int
     cfg: float
     controls: int
+    folder: Folder | None
     license: str
     files: tuple[tuple[str, str, str, str], ...]  # folder below models/, name, size, address
 
@@ -53,8 +70,8 @@ class EditModel:
 
 @dataclass(frozen=True, slots=True)
 class KnownLora:
-    """A published LoRA, recognised by its file's name. `words`: how to prompt it; `trigger`: words to put before every such prompt. `steps` and
-    `cfg`: what a distilled one was made for. `file` and `size` are empty for a row that stands for many files."""
+    """A published LoRA, recognised by its file's name. `words`: how to prompt it; `trigger`: words to put before every such prompt. `steps`, `cfg` and
+    the schedule's `shift`: what a distilled one was made for. `file` and `size` are empty for a row that stands for many files."""
 
     pattern: str
     title: str
@@ -69,6 +86,7 @@ class KnownLora:
     trigger: str = ""
     steps: int | None = None
     cfg: float | None = None
+    shift: float | None = None
 
     def described(self) -> str:
         words = f" Prompt it with: {self.words}." if self.words else ""
@@ -78,8 +96,21 @@ class KnownLora:
 @cache
 def models() -> dict[str, EditModel]:
     """By name, the recommended one first."""
-    rows: dict[str, Any] = _data()["models"]
-    return {name: EditModel(**(row | {"name": name, "files": tuple(tuple(file) for file in row["files"])})) for name, row in rows.items()}
+    told = _data()
+    return {name: _model(name, row, told["templates"]) for name, row in told["models"].items()}
+
+
+def _model(name: str, row: dict[str, Any], templates: dict[str, Any]) -> EditModel:
+    template = Template(**templates[row["template"]]) if row["template"] else None
+    folder = Folder(**row["folder"]) if row.get("folder") else None
+    built: dict[str, Any] = {"name": name, "template": template, "folder": folder, "files": tuple(tuple(file) for file in row["files"])}
+    return EditModel(**{**row, **built})
+
+
+def of_folder(name: str, zero_cond_t: bool) -> EditModel:
+    """What is known of the model in a folder: the row that the folder is named after, else the first whose transformer is configured like this."""
+    fits = [row for row in models().values() if row.folder and row.folder.zero_cond_t == zero_cond_t]
+    return next((row for row in fits if row.name.lower() in name.lower()), fits[0])
 
 
 @cache
@@ -97,9 +128,14 @@ def mismatches(model: str, loras: Iterable[StackedLora]) -> list[str]:
     return [f"{name} was made for {row.model}; on {model} it works worse or not at all." for name, row in rows]
 
 
+def distilled_row(loras: Iterable[StackedLora]) -> KnownLora | None:
+    """The first of them that was made for few steps."""
+    return next((row for lora in loras if (row := known(lora.name)) and row.steps), None)
+
+
 def steps_and_cfg(model: EditModel, loras: Iterable[StackedLora], steps: int, cfg: float) -> tuple[int, float]:
     """The person's numbers; 0 stands for what a distilled LoRA of these was made for, else for what suits the model."""
-    distilled = next((row for lora in loras if (row := known(lora.name)) and row.steps), None)
+    distilled = distilled_row(loras)
     return (
         steps or (distilled and distilled.steps) or model.steps,
         cfg or (distilled and distilled.cfg) or model.cfg,
@@ -124,10 +160,6 @@ def vision_size(width: int, height: int) -> tuple[int, int]:
     """Size in px at which the text encoder sees a control: its aspect, the area of training."""
     scale = math.sqrt(VISION_PIXELS / (width * height))
     return max(28, round(width * scale)), max(28, round(height * scale))
-
-
-def prompt_with_pictures(prompt: str, pictures: int) -> str:
-    return "".join(PICTURE.format(number) for number in range(1, pictures + 1)) + prompt
 
 
 def _data() -> dict[str, Any]:

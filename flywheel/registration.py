@@ -57,12 +57,11 @@ def register(control: Image.Image, target: Image.Image, *, levels: int = len(LEV
 
     The target may have another size (it is scaled to the control's first), but must have the same aspect. `levels`: how fine to look.
     """
-    if target.size != control.size:
-        target = target.resize(control.size, Image.Resampling.LANCZOS)
     fit: _Fit | None = None
     for level, agree in zip(LEVELS_PX[:levels], AGREE_PX, strict=False):
         scale = min(1.0, level / max(control.size))
-        finer = _refined(_plane(control, scale), _plane(target, scale), fit, agree)
+        size = max(WINDOW_PX, round(control.width * scale)), max(WINDOW_PX, round(control.height * scale))
+        finer = _refined(_plane(control, size), _plane(target, size), fit, agree)
         if finer is None:
             if fit is None:
                 return None
@@ -131,10 +130,9 @@ class _Fit:
     spread: float
 
 
-def _plane(image: Image.Image, scale: float) -> Plane:
-    size = max(WINDOW_PX, round(image.width * scale)), max(WINDOW_PX, round(image.height * scale))
+def _plane(image: Image.Image, size: tuple[int, int]) -> Plane:
     grey = image.convert("L")
-    return np.asarray(grey.resize(size, Image.Resampling.LANCZOS) if grey.size != size else grey, dtype=np.float32)
+    return np.asarray(grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0) if grey.size != size else grey, dtype=np.float32)
 
 
 def _refined(control: Plane, target: Plane, before: _Fit | None, agree: float) -> _Fit | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.samplers
 import torch
 from comfy_api.latest import io
 
@@ -15,6 +14,7 @@ from ..flywheel.images import value_key
 from . import host, more_pictures, sockets
 from .comfy_engine import ComfyEditor, Options, refuse_wrong_models
 from .comfy_loras import fitted
+from .options import widgets
 
 
 class ComfyEditorNode(io.ComfyNode):
@@ -38,44 +38,7 @@ class ComfyEditorNode(io.ComfyNode):
                     default=next(iter(qwen.models())),
                     tooltip="Which model is connected: it decides schedule, guidance and how the photo is shown to it. 2511 keeps faces better than 2509.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=200,
-                    tooltip="Denoising steps. 0 takes what suits the model, or 4 or 8 when a Lightning LoRA is in the stack.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How strictly the prompt is followed. 0 takes what suits the model and its LoRAs; 1 is twice as fast.",
-                ),
-                io.Combo.Input(
-                    "sampler",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="Sampling method; euler is what the models were made for.",
-                ),
-                io.String.Input(
-                    "negative_prompt", default="", multiline=True, tooltip="What must not appear. Only used when cfg is above 1."
-                ),
-                io.Float.Input(
-                    "control_megapixels",
-                    default=0.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="Size at which the photo is shown to the model. 0 is the size of the result, which keeps both aligned; 0.5 is about 1.4 times as fast.",
-                ),
-                io.Boolean.Input(
-                    "modulation_tables",
-                    default=False,
-                    optional=True,
-                    tooltip="Qwen only: keep a third of the model's weights off the card by computing once what depends on the step alone. Same image. For cards on which the model does not fit; not yet tried on one.",
-                ),
+                *widgets(Options),
                 sockets.LORAS.Input("loras", optional=True, tooltip="LoRA Stack: Lightning, angles, your own edit LoRA."),
                 *more_pictures.inputs(),
             ],
@@ -94,26 +57,21 @@ class ComfyEditorNode(io.ComfyNode):
         clip: Any,
         vae: Any,
         edit_model: str,
-        steps: int,
-        cfg: float,
-        sampler: str,
-        negative_prompt: str,
-        control_megapixels: float,
-        modulation_tables: bool = False,
         loras: lora.LoraStack | None = None,
         picture_2: torch.Tensor | None = None,
         picture_3: torch.Tensor | None = None,
+        **options: Any,
     ) -> io.NodeOutput:
         extras = more_pictures.connected(picture_2, picture_3)
+        options["negative_prompt"] = options["negative_prompt"].strip()
         row = qwen.models()[edit_model]
         if len(extras) >= row.controls:
             surplus = " and ".join(f"picture_{place}" for place in range(row.controls + 1, len(extras) + 2))
             raise EditorError(
                 f"{edit_model} takes {host.counted(row.controls, 'picture')} at most, the photo among them. Disconnect {surplus}."
             )
-        options = Options(steps, cfg, sampler, negative_prompt.strip(), control_megapixels, modulation_tables)
         above = graph_above(cls.hidden.dynprompt, cls.hidden.unique_id, ("model", "clip", "vae"))
-        editor = ComfyEditor(row, model, clip, vae, above, options, loras or lora.LoraStack(), extras)
+        editor = ComfyEditor(row, model, clip, vae, above, Options(**options), loras or lora.LoraStack(), extras)
         refuse_wrong_models(editor)
         fits = [str(fitted(model, one, edit_model)) for one in editor.loras]
         controls = sorted({len(extras) + 1, row.controls})

@@ -59,14 +59,46 @@ _BLACK_CAUSES = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The numbers of an edit; 0 stands for what suits the model and its LoRAs."""
+    """What a person sets; 0 stands for what suits the model and its LoRAs."""
 
-    steps: int = 0
-    cfg: float = 0.0
-    sampler: str = "euler"
-    negative_prompt: str = ""
-    control_megapixels: float = 0.0
-    modulation_tables: bool = False
+    steps: int = field(
+        default=0,
+        metadata={
+            "help": "Denoising steps. 0 takes what suits the model, or 4 or 8 when a Lightning LoRA is in the stack.",
+            "min": 0,
+            "max": 200,
+        },
+    )
+    cfg: float = field(
+        default=0.0,
+        metadata={
+            "help": "How strictly the prompt is followed. 0 takes what suits the model and its LoRAs; 1 is twice as fast.",
+            "min": 0.0,
+            "max": 30.0,
+            "step": 0.1,
+        },
+    )
+    sampler: str = field(
+        default="euler",
+        metadata={"help": "Sampling method; euler is what the models were made for.", "choices": comfy.samplers.KSampler.SAMPLERS},
+    )
+    negative_prompt: str = field(default="", metadata={"help": "What must not appear. Only used when cfg is above 1.", "multiline": True})
+    control_megapixels: float = field(
+        default=0.0,
+        metadata={
+            "help": "Size at which the photo is shown to the model. 0 is the size of the result, which keeps both aligned; 0.5 is about 1.4 times as fast.",
+            "min": 0.0,
+            "max": 4.0,
+            "step": 0.05,
+        },
+    )
+    modulation_tables: bool = field(
+        default=False,
+        metadata={
+            "help": "Qwen only: keep a third of the model's weights off the card by computing once what depends on the step alone. Same image. For cards on which the model does not fit; not yet tried on one.",
+            "optional": True,
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,7 +259,7 @@ class _Session:
             "loras": [f"{one.name} x {one.weight:g}" for one in loras],
         }
         if lora.parse(request.prompt).kind != "camera":
-            notes |= registration.noted(self._picture(request.controls[0], request).seen, image)
+            notes |= registration.noted(self._picture(request.controls[0], request).shown, image)
         self.pulse.tick(1.0, image)
         return Rendered(image, notes)
 
@@ -271,7 +303,7 @@ class _Session:
             model = self._with_tables(model, loras, steps)
         latent = _empty(model, request.width, request.height)
         noise = comfy.sample.prepare_noise(latent, request.seed)
-        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        previewer = _previewer(model)
 
         def after_step(step: int, x0: torch.Tensor, _: torch.Tensor, total: int) -> None:
             self.pulse.fraction = 0.05 + 0.9 * (step + 1) / total
@@ -339,9 +371,9 @@ class _Session:
         """ComfyUI's conditioning of a prompt with its pictures: text states (1, T, D) and the controls' latents."""
         pictures = [self._picture(control, request) for control in request.controls]
         pictures += [self._extra(place, request) for place in range(len(self.editor.extras))]
-        if self.row.encoder == "qwen":
-            words = qwen.prompt_with_pictures(prompt, len(pictures))
-            tokens = self.editor.clip.tokenize(words, images=[picture.vision() for picture in pictures], llama_template=qwen.TEMPLATE)
+        if template := self.row.template:
+            words, seen = template.prompt(prompt, len(pictures)), [picture.vision for picture in pictures]
+            tokens = self.editor.clip.tokenize(words, images=seen, llama_template=template.words)
         else:
             tokens = self.editor.clip.tokenize(prompt)
         longest = max(len(batch[0]) for batch in tokens.values())
@@ -368,19 +400,18 @@ class _Session:
     def _prepare(self, image: Image.Image, request: EditRequest) -> _Picture:
         result = (request.width, request.height)
         size = qwen.control_size(image.width, image.height, result, self.options.control_megapixels)
-        pixels = host.tensor(image.resize(size, Image.Resampling.LANCZOS))
-        return _Picture(image, self.editor.vae.encode(pixels))
+        shown, seen = (image.resize(pixels, Image.Resampling.LANCZOS) for pixels in (size, qwen.vision_size(*image.size)))
+        return _Picture(shown, host.tensor(seen), self.editor.vae.encode(host.tensor(shown)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A control as the photograph it is and as latents, fp32 (1, C, H/8, W/8), with a frame axis where the VAE has one."""
+    """A control at the size it is shown at, as the text encoder sees it (1, H, W, 3), and as latents, fp32 (1, C, H/8, W/8), with a frame axis where
+    the VAE has one."""
 
-    seen: Image.Image
+    shown: Image.Image
+    vision: torch.Tensor
     latent: torch.Tensor
-
-    def vision(self) -> torch.Tensor:
-        return host.tensor(self.seen.resize(qwen.vision_size(*self.seen.size), Image.Resampling.LANCZOS))
 
 
 def _kept(store: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -394,6 +425,16 @@ def _kept(store: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], make: 
 
 def _no_tick(fraction: float = 0.0, preview: Image.Image | None = None, doing: str = "") -> None:
     """Before a request there is nobody to tell."""
+
+
+def _previewer(model: Any) -> Any:
+    """ComfyUI's own, as it was started; where that is without previews, its cheap map to colours. None where a latent format has none."""
+    latents = model.model.latent_format
+    chosen = latent_preview.get_previewer(model.load_device, latents)
+    if chosen is None and latents.latent_rgb_factors is not None:
+        colours = (latents.latent_rgb_factors, latents.latent_rgb_factors_bias, latents.latent_rgb_factors_reshape)
+        return latent_preview.Latent2RGBPreviewer(*colours)
+    return chosen
 
 
 def _empty(model: Any, width: int, height: int) -> torch.Tensor:
@@ -415,7 +456,8 @@ def refuse_wrong_models(editor: ComfyEditor) -> None:
     if type(inner) is not model_class:
         problems.append(f"model is a {type(inner).__name__}, but {row.name} is chosen; load {row.named('diffusion_models')}")
     elif row.clip_type == "qwen_image" and inner.diffusion_model.default_ref_method != row.reference_method == "index":
-        problems.append(f"model is Qwen-Image-Edit-2511, but {row.name} is chosen")
+        rows = [other.name for other in qwen.models().values() if other.reference_method == inner.diffusion_model.default_ref_method]
+        problems.append(f"model is {' or '.join(rows)}, but {row.name} is chosen")
     if not isinstance(editor.clip.tokenizer, tokenizers):
         problems.append(f"clip is a {type(editor.clip.tokenizer).__name__}; load {row.named('text_encoders')} with type {row.clip_type}")
     wanted = editor.model.get_model_object("latent_format").latent_channels

@@ -11,7 +11,7 @@ from . import sockets
 
 
 def widgets(options: type) -> list[io.Input]:
-    """One widget per field. `metadata` holds help (the tooltip), min, max and step.
+    """One widget per field. `metadata` holds help (the tooltip), min, max and step, choices of a text, and whether graphs may leave it out (optional).
 
     Raises:
         TypeError: a field's type has no widget, or a field has no help.
@@ -45,7 +45,11 @@ def editor_node(editor: type, *, node_id: str, display_name: str) -> type[io.Com
 
 def _widget(field: dataclasses.Field[Any], hint: Any) -> io.Input:
     bounds: dict[str, Any] = {name: field.metadata[name] for name in ("min", "max", "step") if name in field.metadata}
-    common: dict[str, Any] = {"default": field.default, "tooltip": field.metadata["help"]}
+    common: dict[str, Any] = {
+        "default": field.default,
+        "tooltip": field.metadata["help"],
+        "optional": field.metadata.get("optional", False),
+    }
     if hint is bool:
         return io.Boolean.Input(field.name, **common)
     if hint is int:
@@ -53,8 +57,8 @@ def _widget(field: dataclasses.Field[Any], hint: Any) -> io.Input:
     if hint is float:
         bounds.setdefault("step", 0.01)
         return io.Float.Input(field.name, **common, **bounds)
+    if choices := field.metadata.get("choices") or get_args(hint):
+        return io.Combo.Input(field.name, options=list(choices), **common)
     if hint is str:
         return io.String.Input(field.name, **common, multiline=field.metadata.get("multiline", False))
-    if choices := get_args(hint):
-        return io.Combo.Input(field.name, options=list(choices), **common)
     raise TypeError(f"{field.name}: there is no widget for {hint}")

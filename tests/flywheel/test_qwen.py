@@ -2,13 +2,15 @@
 
 import pytest
 from comfyui_flenwheel.flywheel import lora, prompts, qwen
+from comfyui_flenwheel.flywheel.editors.qwen.models import open_folder
+from comfyui_flenwheel.flywheel.errors import EditorUnavailable
 
 from .lora_files import save, tensors
 
 
 def test_every_row_says_what_a_person_has_to_download():
     for row in qwen.models().values():
-        assert row.encoder in ("qwen", "text") and row.steps > 0 and row.cfg >= 1 and 1 <= row.controls <= 3 and row.license
+        assert row.steps > 0 and row.cfg >= 1 and 1 <= row.controls <= 3 and row.license
         for folder, name, size, address in row.files:
             assert folder in ("diffusion_models", "text_encoders", "vae") and ".safetensors" in name
             assert size.endswith(" GB") and address.startswith("https://huggingface.co/") and address.endswith(name)
@@ -40,6 +42,40 @@ def test_the_presets_that_the_rows_name_exist_and_ask_for_what_they_are_for():
     assert poses.count == 96 and all(lora.split_tags(prompt.text)[1] == ("@angle",) for prompt in poses.expand())
     for row in qwen.known_loras():
         assert all(name in prompts.presets() for name in row.words.split('"')[1::2])
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """One more row, as somebody adds it when a new version comes out."""
+    told = qwen._data()
+    row = told["models"]["Qwen-Image-Edit-2511"]
+    folder = {**row["folder"], "repository": "Qwen/Qwen-Image-Edit-2601"}
+    told["models"]["Qwen-Image-Edit-2601"] = {**row, "steps": 12, "folder": folder}
+    monkeypatch.setattr(qwen, "_data", lambda: told)
+    qwen.models.cache_clear()
+    yield
+    monkeypatch.undo()
+    qwen.models.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("folder", "zero_cond_t", "name"),
+    [
+        ("Qwen-Image-Edit-2601", True, "Qwen-Image-Edit-2601"),
+        ("qwen-image-edit-2601-nf4", True, "Qwen-Image-Edit-2601"),
+        ("my model", True, "Qwen-Image-Edit-2511"),
+        ("my model", False, "Qwen-Image-Edit-2509"),
+        ("Qwen-Image-Edit-2511", False, "Qwen-Image-Edit-2509"),
+    ],
+)
+def test_a_folder_is_known_by_its_name_among_those_that_are_built_like_it(later, folder, zero_cond_t, name):
+    assert qwen.of_folder(folder, zero_cond_t).name == name
+
+
+def test_a_later_model_is_one_more_row_of_data(later, tmp_path):
+    assert qwen.steps_and_cfg(qwen.of_folder("Qwen-Image-Edit-2601", True), (), 0, 0) == (12, 4.0)
+    with pytest.raises(EditorUnavailable, match=r"https://huggingface\.co/Qwen/Qwen-Image-Edit-2601"):
+        open_folder(str(tmp_path / "nothing"))
 
 
 def test_zero_stands_for_what_suits_model_and_loras(tmp_path):

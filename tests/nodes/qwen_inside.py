@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 COMFYUI, BASE, PHOTO = sys.argv[1:4]
 HERE = Path(__file__).resolve().parent
@@ -26,7 +27,6 @@ torch.inference_mode().__enter__()  # as ComfyUI does around every node
 import comfy.sd  # noqa: E402
 import conftest  # noqa: E402, F401 - gives the pack its name
 import folder_paths  # noqa: E402
-import latent_preview  # noqa: E402
 import node_helpers  # noqa: E402
 import numpy as np  # noqa: E402
 import server  # noqa: E402
@@ -45,6 +45,7 @@ from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus  # noqa: E402
 from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
+from comfyui_flenwheel.flywheel.render import Order, Progress, render  # noqa: E402
 from comfyui_flenwheel.nodes import comfy_engine, comfy_plan, comfy_tables, host  # noqa: E402
 
 
@@ -138,13 +139,13 @@ def one(name, weight=1.0, when=lora.ALWAYS, style="diffusers", **how):
 # --- what is checked --------------------------------------------------------------------------------------------------------------------
 
 
-def same_as_the_stock_nodes():
+def same_as_the_stock_nodes(row="Qwen-Image-Edit-2511"):
     """Same model, seed and prompt through ComfyUI's own nodes. The control is 384 x 384, so that the text encoder sees the same pixels."""
     picture = Image.open(PHOTO).convert("RGB").resize((384, 384))
     picture.save(Path(BASE) / "square.png")
     size = (160, 160)
-    ours = pixels(editor(), request(size=size, controls=(Path(BASE) / "square.png",)))
-    model = ModelSamplingAuraFlow().patch_aura(MODELS["2511"], 3.1)[0]
+    ours = pixels(editor(row), request(size=size, controls=(Path(BASE) / "square.png",)))
+    model = ModelSamplingAuraFlow().patch_aura(MODELS["2511"], qwen.models()[row].shift)[0]
     model = CFGNorm.execute(model, 1.0).args[0]
     latent = MODELS["vae"].encode(host.tensor(picture.resize(size, Image.Resampling.LANCZOS)))
 
@@ -157,6 +158,24 @@ def same_as_the_stock_nodes():
     out = nodes.common_ksampler(model, 1, 2, 2.0, "euler", "simple", positive, negative, {"samples": torch.zeros_like(latent)})[0]
     decoded = MODELS["vae"].decode(out["samples"]).reshape(1, 160, 160, 3)
     return apart(ours, np.asarray(host.pictures(decoded)[0], dtype=np.int16))
+
+
+def later_model():
+    """A model that comes later is one more row: its schedule, steps and words are used, and no code knows its name."""
+    row = {**TOLD["models"]["Qwen-Image-Edit-2511"], "shift": 2.2, "steps": 12}
+    rows = {"later": row, "other words": {**row, "template": "short"}, "four": {**row, "controls": 4}}
+    short = {"words": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "picture": "<|vision_start|><|image_pad|><|vision_end|>"}
+    told = {**TOLD, "models": {**TOLD["models"], **rows}, "templates": {**TOLD["templates"], "short": short}}
+    qwen._data = lambda: told
+    qwen.models.cache_clear()
+    later, other = pixels(editor("later")), pixels(editor("other words"))
+    return {
+        "as stock": same_as_the_stock_nodes("later"),
+        "another schedule": apart(BASELINE, later)[1],
+        "other words": apart(later, other)[1],
+        "steps": editor("later", options=comfy_engine.Options()).fingerprint()["steps"],
+        "four": pixels(editor("four"), request(controls=[CONTROL] * 4)).shape,
+    }
 
 
 def styles():
@@ -247,6 +266,7 @@ def refusals():
         "2509": refusal(lambda: make(editor(row="Qwen-Image-Edit-2509"))),
         "kontext": refusal(lambda: make(editor(row="FLUX.1 Kontext"))),
         "words": refusal(lambda: make(editor(), request("word " * 5000))),
+        "four": refusal(lambda: render([Order(request(controls=[CONTROL] * 4), "four")], editor(), None)),
         "tag": refusal(lambda: editor().fingerprint_for(request(tags=("@angle",)))),
         "memory once": make(runs_out(1)).notes.get("out_of_memory_once"),
         "memory": refusal(lambda: make(runs_out(9))),
@@ -272,7 +292,6 @@ def controls():
 
 def progress():
     """Fractions and previews that a person sees; how soon a cancel takes effect."""
-    latent_preview.set_preview_method("latent2rgb")
     seen, previews = [], []
 
     def watch(fraction=0.0, preview=None):
@@ -295,6 +314,20 @@ def progress():
     except Cancelled:
         ended = time.monotonic() - asked[0]
     return {"grows": seen == sorted(seen), "last": seen[-1], "ticks": len(seen), "previews": previews, "cancelled after s": round(ended, 3)}
+
+
+def reports():
+    """What reaches the page: no preview is lost because another report came just before it."""
+    sent, clock = [], iter([1.0, 1.01, 1.02, 1.2, 1.21, 1.4, 1.41])
+    known, told = host.time, comfy.utils.PROGRESS_BAR_HOOK
+    host.time = SimpleNamespace(monotonic=lambda: next(clock))
+    comfy.utils.set_progress_bar_global_hook(lambda done, total, preview, **_: sent.append([done, preview[1].size[0] if preview else None]))
+    report = host.Reporter(None, "Making")
+    for done, preview in enumerate((None, 16, 32, None, None, 48, 64), 1):
+        report(Progress(done / 10, 0.7 if done == 7 else 1, 0, None, Image.new("RGB", (preview, preview)) if preview else None))
+    host.time = known
+    comfy.utils.set_progress_bar_global_hook(told)
+    return sent
 
 
 def ahead():
@@ -464,6 +497,7 @@ def stock_klein(model, clip, latent, cfg):
 
 
 Image.open(PHOTO).convert("RGB").resize(SIZE).save(CONTROL)
+TOLD = qwen._data()
 MODELS = load()
 BASELINE = pixels(editor())
 CHECKS = (
@@ -476,11 +510,13 @@ CHECKS = (
     refusals,
     controls,
     progress,
+    reports,
     ahead,
     encoding_on_the_side,
     plans,
     tables,
     flux,
+    later_model,
 )
 told = {}
 for check in CHECKS:

@@ -21,7 +21,7 @@ def told(comfyui, photos, tmp_path_factory):
     """What qwen_inside.py found, by check."""
     base = tmp_path_factory.mktemp("inside")
     command = [sys.executable, "-W", "ignore", str(HERE / "qwen_inside.py"), str(comfyui), str(base), str(photos / "obama.jpg")]
-    done = subprocess.run(command, cwd=comfyui, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=comfyui, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "memory leak" not in done.stderr, "a session must not keep the model it patched"
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -29,6 +29,12 @@ def told(comfyui, photos, tmp_path_factory):
 
 def test_an_edit_is_exactly_what_the_stock_nodes_make_of_the_same_size(told):
     assert told["same_as_the_stock_nodes"] == NOTHING
+
+
+def test_a_later_model_is_one_more_row_of_data(told):
+    later = told["later_model"]
+    assert later["as stock"] == NOTHING and later["another schedule"] > 0 < later["other words"]
+    assert later["steps"] == "12" and later["four"] == [160, 128, 3]
 
 
 def test_every_style_of_lora_is_the_same_lora(told):
@@ -67,6 +73,7 @@ def test_a_lightning_lora_brings_its_own_steps(told):
         ("2509", ["EditorError", "model is Qwen-Image-Edit-2511, but Qwen-Image-Edit-2509 is chosen"]),
         ("kontext", ["EditorError", "model is a QwenImage, but FLUX.1 Kontext is chosen"]),
         ("words", ["EditorError", "is 5,000 words long", "Shorten it"]),
+        ("four", ["EditorError", "takes 1 to 3 control images", "some requests have 4"]),
         ("tag", ["EditorError", "@angle names no LoRA", "LoRA Stack"]),
         ("memory", ["EditorError", "Out of memory at 128 x 160 px", "Lower megapixels"]),
     ],
@@ -94,6 +101,10 @@ def test_progress_previews_and_cancelling_between_two_blocks(told):
     assert progress["ticks"] > 4 * 2, "oftener than once per step"
     assert progress["previews"] == [[16, 20]] * 4 + [[128, 160]], "one per step, then the image"
     assert progress["cancelled after s"] < 1
+
+
+def test_a_preview_that_comes_too_soon_is_shown_with_the_next_report(told):
+    assert told["reports"] == [[0.1, None], [0.4, 32], [0.6, 48], [0.7, 64]]
 
 
 def test_prompts_are_encoded_before_the_first_image_and_the_images_are_the_same(told):

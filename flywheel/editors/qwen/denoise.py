@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from .latents import pack
 
 Shape = tuple[int, int, int]
-LIGHTNING = {"base_shift": log(3), "max_shift": log(3), "shift_terminal": None}  # the schedule the Lightning LoRAs were distilled with
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +36,17 @@ class Cell:
 OnStep = Callable[[int, torch.Tensor], None]  # steps done, the image as foreseen now (B, N, 64); may raise
 
 
-def sigmas(scheduler: Mapping[str, Any], steps: int, tokens: int, *, lightning: bool = False) -> torch.Tensor:
-    """Noise levels from 1 down to 0, (steps + 1,) fp32. They depend on the size of the image in tokens."""
+def sigmas(scheduler: Mapping[str, Any], steps: int, tokens: int, *, shift: float | None = None) -> torch.Tensor:
+    """Noise levels from 1 down to 0, (steps + 1,) fp32. They depend on the size of the image in tokens, unless a distilled LoRA was made for one `shift`."""
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-    config = {**scheduler, **(LIGHTNING if lightning else {})}
+    config = {**scheduler, **({"base_shift": log(shift), "max_shift": log(shift), "shift_terminal": None} if shift else {})}
     if steps == 1:
         config["shift_terminal"] = None  # stretching the one level 1, which stays where it is, would divide 0 by 0
     made: Any = FlowMatchEulerDiscreteScheduler.from_config({name: value for name, value in config.items() if not name.startswith("_")})
     slope = (made.config.max_shift - made.config.base_shift) / (made.config.max_image_seq_len - made.config.base_image_seq_len)
-    shift = made.config.base_shift + slope * (tokens - made.config.base_image_seq_len)
-    made.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
+    mu = made.config.base_shift + slope * (tokens - made.config.base_image_seq_len)
+    made.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     return made.sigmas
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from . import denoise, latents
 from .models import ModelFolder
 
 ASPECT_MAX = 16
+LIGHTNING_SHIFT = 3.0  # of a Lightning LoRA that is not known by its name
 # From so many tokens on a card computes one pass at its full speed, and two without a mask take the fast attention that one with a mask cannot.
 # Not measured on a card yet: `benchmarks/gpu` has a row for each.
 APART_FROM = 3000
@@ -53,7 +54,7 @@ class Job:
     sizes: tuple[tuple[int, int], ...]
     steps: int
     guidance: float
-    lightning: bool
+    shift: float | None  # of the schedule a distilled LoRA was made with
 
     @property
     def size(self) -> tuple[int, int]:
@@ -112,8 +113,16 @@ def job_of(
     loras = stack.for_prompt(request.prompt, request.tags)
     sizes = tuple(_control_size(request, control, size_of(control), settings.control_megapixels) for control in controls)
     steps, guidance = qwen.steps_and_cfg(row, loras, settings.steps, settings.guidance)
-    lightning = settings.schedule == "lightning" or (settings.schedule == "auto" and is_distilled(loras))
-    return Job(request, controls, lora.with_triggers(request.prompt, loras), loras, sizes, steps, guidance, lightning)
+    return Job(
+        request, controls, lora.with_triggers(request.prompt, loras), loras, sizes, steps, guidance, _shift(settings.schedule, loras)
+    )
+
+
+def _shift(schedule: str, loras: Sequence[lora.StackedLora]) -> float | None:
+    if schedule == "standard":
+        return None
+    distilled = qwen.distilled_row(loras)
+    return distilled.shift if distilled else LIGHTNING_SHIFT if schedule == "lightning" else None
 
 
 def _control_size(request: EditRequest, control: ControlRef, size: tuple[int, int], megapixels: float) -> tuple[int, int]:
@@ -142,10 +151,5 @@ def groups(jobs: Sequence[Job], at_once: int) -> Iterator[list[Job]]:
 
 
 def row_of(model: ModelFolder) -> qwen.EditModel:
-    """What is known of the model in a folder: 2511 and later modulate their controls at time zero."""
-    return qwen.models()["Qwen-Image-Edit-2511" if model.config("transformer").get("zero_cond_t") else "Qwen-Image-Edit-2509"]
-
-
-def is_distilled(loras: Iterable[lora.StackedLora]) -> bool:
-    """Whether one of them was made for few steps, which need the schedule it was made with."""
-    return any(row.steps for one in loras if (row := qwen.known(one.name)))
+    """What is known of the model in a folder."""
+    return qwen.of_folder(model.root.name, bool(model.config("transformer").get("zero_cond_t")))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ... import qwen
 from ...errors import EditorUnavailable
 from ...images import content_key, value_key
 
@@ -23,12 +24,6 @@ NEEDED = {
     "transformer": "the transformer",
     "vae": "the image encoder and decoder",
 }
-HOW_TO_GET = (
-    "Qwen-Image-Edit-2509 is the folder Qwen/Qwen-Image-Edit-2509 on huggingface.co, 54 GiB: transformer 38, text encoder 15.5, VAE 0.25"
-    " (https://huggingface.co/Qwen/Qwen-Image-Edit-2509; 2511 likewise). Download it yourself, for example with"
-    " `hf download Qwen/Qwen-Image-Edit-2509 --local-dir <ComfyUI>/models/diffusers/Qwen-Image-Edit-2509`, and give that folder here."
-    " FLENwheel never downloads a model by itself."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +77,13 @@ def open_folder(text: str, transformer_file: str = "") -> ModelFolder:
     """
     root, single = Path(text.strip()).expanduser(), Path(transformer_file.strip()).expanduser() if transformer_file.strip() else None
     if not text.strip() or not root.is_dir():
-        raise EditorUnavailable(f"There is no Qwen-Image-Edit model folder at {text.strip()!r}. {HOW_TO_GET}")
+        raise EditorUnavailable(f"There is no Qwen-Image-Edit model folder at {text.strip()!r}. {how_to_get()}")
     model = ModelFolder(root, single)
     problems = [f"{name} is missing: {what}" for name, what in NEEDED.items() if not (root / name).exists()]
     if not problems:
         problems = list(_unreadable(model))
     if problems:
-        raise EditorUnavailable(f"The model folder {root.name} cannot be used: {'; '.join(problems)}. {HOW_TO_GET}")
+        raise EditorUnavailable(f"The model folder {root.name} cannot be used: {'; '.join(problems)}. {how_to_get()}")
     return model
 
 
@@ -113,6 +108,18 @@ def _unreadable(model: ModelFolder) -> Iterator[str]:
                 yield f"{part}: {path.name} {trouble}"
     if not model.pipeline_class.startswith("QwenImageEdit"):
         yield f"its model_index.json says {model.pipeline_class or 'nothing'}, not a Qwen-Image-Edit pipeline"
+
+
+def how_to_get() -> str:
+    """Where the folders come from that this editor takes, the recommended one first."""
+    rows = [(row.name, row.folder) for row in qwen.models().values() if row.folder]
+    places = "; ".join(f"{name}, {folder.size}: https://huggingface.co/{folder.repository}" for name, folder in rows)
+    name, folder = rows[0]
+    return (
+        f"Such a folder (transformer 38 GiB, text encoder 15.5, VAE 0.25) is on Hugging Face: {places}. Download it yourself, for example with"
+        f" `hf download {folder.repository} --local-dir <ComfyUI>/models/diffusers/{name}`, and give that folder here."
+        " FLENwheel never downloads a model by itself."
+    )
 
 
 def damage(path: Path) -> str:

@@ -44,7 +44,7 @@ class Parts(ExitStack):
         self._vae: Any = None
         self._transformer: Any = None
         self._tables: modulation.Tables | None = None
-        self._levels: dict[tuple[int, int, bool], torch.Tensor] = {}
+        self._levels: dict[tuple[int, int, float | None], torch.Tensor] = {}
         self._blocks = ExitStack()  # what was hung on the transformer's blocks
         self.callback(self._free)
 
@@ -198,9 +198,9 @@ class Parts(ExitStack):
     def levels(self, job: Job) -> torch.Tensor:
         """Noise levels of this job's schedule, (steps + 1,)."""
         _, rows, columns = job.shapes[0]
-        key = job.steps, rows * columns, job.lightning
+        key = job.steps, rows * columns, job.shift
         if key not in self._levels:
-            self._levels[key] = denoise.sigmas(self.scheduler, job.steps, rows * columns, lightning=job.lightning)
+            self._levels[key] = denoise.sigmas(self.scheduler, job.steps, rows * columns, shift=job.shift)
         return self._levels[key]
 
     def tabulate(self, jobs: Sequence[Job]) -> None:

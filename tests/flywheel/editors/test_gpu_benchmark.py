@@ -19,7 +19,7 @@ GPU = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu"
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(GPU), *arguments], capture_output=True, text=True, timeout=300, check=False, **options)
+    return subprocess.run([sys.executable, str(GPU), *arguments], capture_output=True, text=True, timeout=900, check=False, **options)
 
 
 @pytest.fixture
@@ -53,6 +53,16 @@ def test_a_tiny_row_runs_in_a_process_of_its_own_and_is_not_run_again(tmp_path):
     again = run(*where, "--rows", "ours/*")
     assert again.returncode == 0 and "ours/2-controls" not in again.stdout
     assert json.loads(store.read_text()) == marked
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("rows", ["diffusers-model-offload/*", "comfyui-stock/*", "train/*"])
+def test_peers_and_trainer_run_in_the_same_command(rows, comfyui, tmp_path):
+    where = ("--tiny", "--device", "cpu", "--place", str(tmp_path / "place"), "--results", str(tmp_path), "--comfyui", str(comfyui))
+    ran = run(*where, "--rows", rows)
+    (made,) = json.loads((tmp_path / "gpu-a-cpu-tiny-model.json").read_text()).values()
+    assert ran.returncode == 0 and made["seconds"] > 0 < made["peak"], (made, ran.stderr)
+    assert f"| {made['seconds']:.2f} |" in (tmp_path / "gpu-a-cpu-tiny-model.md").read_text()
 
 
 def test_the_model_of_full_size_takes_no_disk_and_is_planned_to_stay_on_24_gib(modules, tmp_path, monkeypatch):
