@@ -10,6 +10,7 @@ from comfyui_flenwheel.flywheel.errors import LoraError
 
 from .lora_files import save, tensors
 
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 LIGHTNING = "Lightning, 4 steps (lightx2v) · Qwen-Image-Edit-2511"
 ANGLES = "Multiple angles (dx8152) · Qwen-Image-Edit-2509"
 RELIGHT = "Relight (dx8152) · Qwen-Image-Edit-2509"
@@ -75,8 +76,32 @@ def test_every_address_is_one_that_comfyui_s_own_templates_download_from():
             known |= {model["url"].split("?")[0] for model in (node.get("properties") or {}).get("models", ())}
     ours = {address for row in qwen.models().values() for _, _, _, address in row.files}
     ours |= {row.address for row in qwen.known_loras() if row.file}
+    ours |= {model["url"] for _, model in named_in_workflows()}
     lightx2v = {row.address for row in qwen.known_loras() if "2511-Lightning-8steps" in row.file}
     assert ours - known == lightx2v, "beside its 4-step twin, in the same repository"
+
+
+def named_in_workflows():
+    """(workflow, model) of every download that a bundled graph names: what ComfyUI offers when a file is missing."""
+    for path in sorted(WORKFLOWS.glob("*.json")):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            yield from ((path.stem, model) for model in node["properties"].get("models", ()))
+
+
+def test_bundled_graphs_say_where_each_file_they_load_comes_from():
+    """Files that a training makes or that its settings name are not ComfyUI's to fetch."""
+    wanted = {
+        (path.stem, text)
+        for path in WORKFLOWS.glob("*.json")
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        for text in node.get("widgets_values") or ()
+        if isinstance(text, str) and text.endswith(".safetensors") and not text.startswith("flenwheel/") and "Settings" not in node["type"]
+    }
+    told = {(workflow, model["name"]): (model["url"], model["directory"]) for workflow, model in named_in_workflows()}
+    assert set(told) == wanted and len(wanted) > 10
+    rows = {name: (address, folder) for row in qwen.models().values() for folder, name, _, address in row.files}
+    rows |= {row.file: (row.address, "loras") for row in qwen.known_loras() if row.file}
+    assert {name: place for (_, name), place in told.items() if name in rows and place != rows[name]} == {}
 
 
 def _nodes(template):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from ...images import write_whole
 
 log = logging.getLogger("flenwheel")
+MOST_BYTES = 10 * 2**30  # on disk: 20 photos of different shapes with 40 steps each come to 4 GiB of tables, 100 prompts each to 5 of words
 HELD = 64  # entries that stay in memory: a batch asks for the same photograph's again and again
 
 Tensors = dict[str, torch.Tensor]
@@ -65,8 +68,21 @@ class TensorCache:
             self._path(key).unlink(missing_ok=True)
             return None
         self.found += 1
+        with contextlib.suppress(OSError):
+            os.utime(self._path(key))  # used now: `trim` takes others first
         return tensors
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{key}.safetensors"
+
+
+def trim(caches: Sequence[TensorCache], most_bytes: int) -> None:
+    """Delete from the disk what was not used for longest, until these caches together hold no more than `most_bytes`."""
+    found = [(path.stat(), path) for cache in caches if cache.folder for path in cache.folder.glob("*.safetensors")]
+    kept = 0
+    for stat, path in sorted(found, key=lambda one: one[0].st_mtime_ns, reverse=True):
+        kept += stat.st_size
+        if kept > most_bytes:
+            with contextlib.suppress(OSError):  # another ComfyUI reads it or was faster
+                path.unlink()

@@ -19,7 +19,7 @@ import torch
 from ... import lora, registration
 from ...errors import FlywheelError
 from .. import EditRequest, Rendered, Tick
-from . import denoise, guard, latents, memory
+from . import cache, denoise, guard, latents, memory
 from .inputs import Inputs
 from .jobs import Counts, Job, Settings, groups, job_of, ordered, passes, row_of
 from .models import ModelFolder
@@ -53,6 +53,7 @@ class Engine(ExitStack):
         self._expected: list[EditRequest] = []
         self._prepared = True
         self._made: dict[EditRequest, Rendered | FlywheelError] = {}
+        self.callback(cache.trim, (self.inputs.words, self.inputs.pixels, self.parts.rows), cache.MOST_BYTES)
         self.callback(self._told)
 
     def __call__(self, request: EditRequest, tick: Tick) -> Rendered:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import re
 import shutil
 from functools import partial
@@ -15,7 +16,8 @@ torch = pytest.importorskip("torch")
 from comfyui_flenwheel.flywheel import lora  # noqa: E402
 from comfyui_flenwheel.flywheel.candidates import Shelf  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, Foresighted, Rendered  # noqa: E402
-from comfyui_flenwheel.flywheel.editors.qwen import latents, load, memory, pulse, quantised  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen import cache, latents, load, memory, pulse, quantised  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen.cache import TensorCache, trim  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.jobs import passes  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenDiffusers  # noqa: E402
@@ -198,6 +200,24 @@ def test_a_second_run_needs_no_text_encoder(editor, photo):
     for kept in editor.cache.rglob("*.safetensors"):
         kept.write_bytes(kept.read_bytes()[:100])  # a cache that a crash has damaged is made again
     assert (pixels(make(editor, asked(photo)).image) == pixels(first.image)).all()
+
+
+def test_what_was_not_used_for_longest_leaves_the_cache_when_that_is_full(tmp_path):
+    words, rows = TensorCache(tmp_path / "words"), TensorCache(tmp_path / "rows")
+    for age, (kept, name) in enumerate(((words, "old"), (rows, "older"), (words, "oldest")), 1):
+        kept.put(name, {"x": torch.zeros(1000)})
+        os.utime(kept.folder / f"{name}.safetensors", ns=(10**18 - age, 10**18 - age))
+    TensorCache(tmp_path / "words").get("oldest", dict)
+    size = (tmp_path / "words" / "old.safetensors").stat().st_size
+    trim([words, rows, TensorCache(None)], 2 * size)
+    assert {path.stem for path in tmp_path.rglob("*.safetensors")} == {"oldest", "old"}
+    assert TensorCache(tmp_path / "rows").get("older", lambda: {"x": torch.ones(1)})["x"].item() == 1
+
+
+def test_a_session_leaves_no_more_on_disk_than_there_is_room_for(editor, photo, monkeypatch):
+    monkeypatch.setattr(cache, "MOST_BYTES", 0)
+    make(editor, asked(photo))
+    assert not [*editor.cache.rglob("*.safetensors")]
 
 
 def test_one_bad_request_does_not_stop_the_others(editor, photo, tmp_path):
