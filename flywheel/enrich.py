@@ -96,7 +96,9 @@ def enrich(
     chosen = tries.choose(shelf) if drift else [finished.request_key for finished in run.finished]
     copies = _realigned(shelf, dataset, chosen) if realign else []
     for place, request_key in enumerate(chosen, 1):
-        shelf.note(request_key, sample=bool(sample_every) and place % sample_every == 0)
+        sampled = bool(sample_every) and place % sample_every == 0
+        if sampled != shelf.lineages[request_key].facts.get("sample", False):
+            shelf.note(request_key, sample=sampled)
     images = tuple(record_of(shelf, request_key) for request_key in dict.fromkeys([*chosen, *copies]))
     write_metadata(shelf)
     skipped = len(orders) - len(wanted)

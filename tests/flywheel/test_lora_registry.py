@@ -104,6 +104,13 @@ def test_bundled_graphs_say_where_each_file_they_load_comes_from():
     assert {name: place for (_, name), place in told.items() if name in rows and place != rows[name]} == {}
 
 
+def test_the_docs_list_every_file_with_its_size_and_address():
+    page = (WORKFLOWS.parent / "docs" / "qwen.md").read_text(encoding="utf-8")
+    rows = [file for row in qwen.models().values() for file in row.files]
+    rows += [("loras", row.file, row.size, row.address) for row in qwen.known_loras() if row.file]
+    assert [name for folder, name, size, address in rows if f"| {folder} | [{name}]({address}) | {size} |" not in page] == []
+
+
 def _nodes(template):
     graphs = [template, *template.get("definitions", {}).get("subgraphs", ())] if isinstance(template, dict) else []
     return [node for graph in graphs for node in graph.get("nodes", ()) if isinstance(node, dict)]
