@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from . import png
 from .errors import ImageError, StorageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".avif"})
@@ -121,6 +122,9 @@ def _decode(path: Path, at_least: int, content: bytes | None) -> OpenedImage:
         if opened.width * opened.height > MAX_PIXELS:
             raise ImageError(f"{path.name} has {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}. Scale it down first.")
         treatments: list[str] = []
+        if format == "PNG" and (plain := png.decoded(path.read_bytes() if content is None else content)):
+            plain = _to_srgb(plain, opened.info.get("icc_profile"), treatments)
+            return OpenedImage(plain, tuple(treatments), format, mode, plain.width)
         if getattr(opened, "n_frames", 1) > 1:
             treatments.append(f"first of {getattr(opened, 'n_frames', 1)} frames taken")
         orientation = opened.getexif().get(EXIF_ORIENTATION, 1)

@@ -2,12 +2,14 @@
 
 It usually runs in a process of its own (`helpers`): building dlib's detector stops every thread of a process for 0.2 s.
 HOG looks at about 640 px in grey, where it sees every face wider than a seventh of the picture; what is narrower beside one is background. Where it
-sees none it looks at about 1024 px. The sizes are steps of the pyramid that `face_recognition` walks down from twice the picture, so that both
-see a face in the same windows.
+sees none it looks at about 1024 px, and there only for narrower ones. The sizes are steps of the pyramid that `face_recognition` walks down from
+twice the picture, so that both see a face in the same windows.
 """
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +31,8 @@ HOG_PX = (
     1024,
 )  # longer sides, at most, at which HOG looks, in grey: a third cheaper than in colour. It sees faces from 80 px of these
 PYRAMID = 1.2  # dlib's HOG looks again and again, each time at a picture smaller by this
+# how dlib 20 writes down the HOG: cells of 8 px, no rim, windows of 80 x 80 px, 1000 steps of the pyramid, none smaller than 64 x 64 px
+HOG_STEPS = bytes.fromhex("0108 0100 0150 0150 02e803 0140 0140")
 HOG_SECOND_FACE = 0.25  # weaker boxes beside a face are mostly none (seen: 0.03 to 0.15); the only box of a picture may be as weak
 CNN_PX = 512  # longer side for the CNN, which sees faces from 80 px of this
 MIN_SIDE_PX = 16
@@ -99,10 +103,22 @@ class Finder:
 
     def __init__(self, dlib: Any, points: Path) -> None:
         self._dlib, self._file = dlib, points
+        self._short: dict[int, Any] = {}
 
     @cached_property
     def _hog(self) -> Any:
         return self._dlib.get_frontal_face_detector()
+
+    def _hog_of(self, steps: int) -> Any:
+        """The HOG that walks down so many steps of its pyramid only; all of them where dlib writes it down in another way."""
+        if steps not in self._short:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "hog.svm"
+                self._hog.save(str(file))
+                written = file.read_bytes()
+                file.write_bytes(written.replace(HOG_STEPS, HOG_STEPS.replace(b"\x02\xe8\x03", bytes([1, steps]))))
+                self._short[steps] = self._dlib.fhog_object_detector(str(file)) if written.count(HOG_STEPS) == 1 else self._hog
+        return self._short[steps]
 
     @cached_property
     def _points(self) -> Any:
@@ -132,12 +148,14 @@ class Finder:
         for limit in HOG_PX:
             side_px = _step(there * picture.width / picture.image.width, min(limit, there))
             if side_px > before:  # else it has seen all of these pixels
-                yield self._seen(picture, side_px)
+                # down to the step that was seen before and, because other pixels fall into its windows this time, that one again
+                steps = round(math.log(side_px / before, PYRAMID)) + 1 if before else 0
+                yield self._seen(picture, side_px, self._hog_of(steps) if steps else self._hog)
             before = side_px
 
-    def _seen(self, picture: Picture, side_px: int) -> list[_Found]:
+    def _seen(self, picture: Picture, side_px: int, hog: Any) -> list[_Found]:
         pixels = np.asarray(fitted(picture.image.convert("L"), side_px))
-        boxes, scores, _ = self._hog.run(pixels, 0, 0.0)
+        boxes, scores, _ = hog.run(pixels, 0, 0.0)
         scale = picture.width / pixels.shape[1]
         return [
             _Found(_scaled((box.left(), box.top(), box.right(), box.bottom()), scale), "hog", float(score))

@@ -1,6 +1,7 @@
 """dlib's networks in torch: the numbers of dlib, and what happens where torch cannot give them."""
 
 import builtins
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -125,3 +126,16 @@ def test_without_torch_dlib_measures_and_says_so_in_its_fingerprint(helpers, fil
     assert fast.nets.name.startswith("torch") and slow.fingerprint() != fast.fingerprint()
     photo = open_image(portraits()[0], at_least=1024).image
     assert np.linalg.norm(slow.faces(photo)[0].embedding - fast.faces(photo)[0].embedding) < 3e-6
+
+
+def test_threads_that_share_the_processors_compute_alone_and_no_other_thread_does(mine):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(2, initializer=mine.share) as pool:
+            assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3, "threads to come"
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
