@@ -24,7 +24,7 @@ from .faces import Embedder, Face
 from .faces.measure import measure
 from .photo_shelf import Taken, take_in
 from .project import Project
-from .quality import UNKNOWN, PhotoQuality, View, assess, near_duplicates, view
+from .quality import MOODS, UNKNOWN, PhotoQuality, View, assess, near_duplicates, proposed, view
 from .references import choose_references
 from .source_metadata import EDITABLE, NEVER_GUESSED, entries_of, is_edited, spoken, write_entries
 
@@ -126,6 +126,7 @@ def curate(
         notes.append(f"no longer among the photos, so left out (copies kept): {', '.join(gone)}")
     if refused:
         notes.append(f"{len(refused)} of {len(files)} files cannot be used: {', '.join(photo.original for photo in refused)}")
+    notes += _moods(photos)
     notes += [f"captions: {finding}" for finding in captions.lint({image.name: image.caption for image in dataset.images}, project)]
     return Curated(dataset, (*photos, *refused), checklist, tuple(notes))
 
@@ -155,7 +156,8 @@ def _describe(
     photos: list[Photo] = []
     described: dict[str, dict[str, Any]] = {}
     for copy in taken:
-        quality, seen = qualities[copy.path.name], view(faces.get(copy.key), copy.figures.height)
+        quality = qualities[copy.path.name]
+        seen = proposed(view(faces.get(copy.key), copy.figures.height), copy.original)
         values, guessed = _values(project, copy.entry, quality, seen, template)
         described[copy.path.name] = described_as(copy, quality, seen, values, guessed)
         record = ImageRecord(copy.key, project.relative(copy.path), copy.figures.width, copy.figures.height, values["caption"])
@@ -223,6 +225,17 @@ def _pointed_at(photo: Photo, odd: Mapping[str, str], described: Mapping[str, di
     problems = (f"odd one out: {words}", *photo.problems)
     entry["problems"] = list(problems)
     return replace(photo, problems=problems, odd=True)
+
+
+def _moods(photos: Iterable[Photo]) -> list[str]:
+    """What to look through for the two expressions that are not measured."""
+    used = [photo for photo in photos if photo.usable and photo.record]
+    neutral = [photo.record.name for photo in used if photo.record and photo.expression == "neutral"]
+    missing = [mood for mood in MOODS if not any(photo.expression == mood for photo in used)]
+    if not neutral or not missing:
+        return []
+    shown = ", ".join(neutral[:10]) + (" and others" if len(neutral) > 10 else "")
+    return [f"neutral means only that no laugh was seen; if one of these is {' or '.join(missing)}, say so in metadata.json: {shown}"]
 
 
 def _checklist(project: Project, photos: Iterable[Photo]) -> tuple[Check, ...]:

@@ -3,8 +3,9 @@ away here."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,7 +32,8 @@ HEAD_ROOM, BUST_ROOM, HALF_ROOM = 0.6, 3.5, 7.0  # faces that fit below the chin
 
 UNKNOWN = "unknown"
 ANGLES = ("profile-left", "half-left", "front", "half-right", "profile-right")  # left and right are the viewer's
-EXPRESSIONS = ("neutral", "smiling", "angry", "sad")  # the last two are for people to say: nothing here proposes them
+EXPRESSIONS = ("neutral", "smiling", "angry", "sad")  # the last two are not measured; `proposed` reads them off a file's name
+MOODS = {"angry": ("angry", "anger", "furious", "scowling"), "sad": ("sad", "sadness", "crying", "tearful", "unhappy")}
 FRAMINGS = ("head", "bust", "half body", "full body")
 
 _BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
@@ -167,7 +169,22 @@ def view(faces: tuple[Face, ...] | None, height: int) -> View:
     side = f" to the viewer's {'left' if face.yaw < 0 else 'right'}" if angle != "front" else ""
     untested = ", a bound beyond which it was never tested" if degrees >= PROFILE_DEGREES else ""
     turned = f"{angle}: turned {degrees:.0f} degrees{side} (front below {FRONT_DEGREES}, profile from {PROFILE_DEGREES}{untested})"
-    return View(angle, "smiling" if face.smiling else "neutral", framing, (turned, below))
+    return View(angle, "smiling" if face.smiling else "neutral", framing, (turned, _mouth(face), below))
+
+
+def _mouth(face: Face) -> str:
+    """What the expression was read from. The measure sees laughing mouths only, so that everything else is called neutral."""
+    return f"{'smiling' if face.smiling else 'neutral'}: the mouth laughs {face.smile or 0:.1f} times what a smile needs (at least 1)"
+
+
+def proposed(seen: View, file: str) -> View:
+    """The view with an angry or sad expression where the file's name says so, in one whole word: no measure here sees either."""
+    words = set(re.findall(r"[^\W\d_]+", file.casefold()))
+    moods = [mood for mood, names in MOODS.items() if words.intersection(names)]
+    if len(moods) != 1:
+        return seen
+    told = f"{moods[0]}: proposed, because the file is called {file}; a person decides (measured: {seen.expression})"
+    return replace(seen, expression=moods[0], measures=(*seen.measures, told))
 
 
 def near_duplicates(measured: Mapping[str, Figures]) -> dict[str, Twin]:

@@ -13,7 +13,9 @@ from .errors import IdentityError
 from .faces import Embedder, Face, prominent
 from .faces.measure import Measured, Report, measure
 from .identity import THRESHOLD, Odd, ReferenceSet, Rule, agreed
+from .quality import FRONT_DEGREES
 
+FEW = 3
 CHOSEN = 5  # references taken by themselves: 3 halve the error of 1, 5 halve it again; beyond, best-of-N lets strangers in
 ODD = 1.09  # times the reach: distance from every other reference at which a named one is pointed out
 STRANGERS = {0.55: 0.084, 0.60: 0.008}  # share of strangers that reaches a similarity: best of three references, dlib; see docs/faces.md
@@ -82,8 +84,7 @@ def choose_references(
         raise IdentityError("No photo shows one clear face that could be the reference:", problems)
     chosen, odd = (usable, ()) if names else _agreeing(usable, embedder.reach)
     notes = _doubts(usable, embedder.reach) if names else [*map(str, odd), *(f"not used as a reference: {problem}" for problem in problems)]
-    if len(chosen) == 1:
-        notes.append(f"{chosen[0][0].name} is the only reference: scores are surer with 3 to 5 photos, one of them a half profile")
+    notes += _advice(chosen)
     return ReferenceSet(
         tuple(image.name for image, _ in chosen),
         tuple(image.key for image, _ in chosen),
@@ -160,6 +161,20 @@ def _doubts(named: list[tuple[ImageRecord, Face]], reach: float) -> list[str]:
     if len(named) > CHOSEN:
         notes.append(f"{len(named)} references are more than {CHOSEN}: each one more also lets more strangers in")
     return notes
+
+
+def _advice(chosen: list[tuple[ImageRecord, Face]]) -> Iterator[str]:
+    """Why other references would be better, where they would."""
+    if len(chosen) < FEW:
+        named = f"{chosen[0][0].name} is the only reference" if len(chosen) == 1 else f"there are only {len(chosen)} references"
+        yield f"{named}: take 3 to 5 photos, one of them a half profile. From one to three the errors halve"
+    degrees = {image.name: 90.0 if face.yaw is None else abs(face.yaw) * 90 for image, face in chosen}
+    furthest = max(degrees, key=lambda name: degrees[name])
+    if degrees[furthest] < FRONT_DEGREES:
+        yield (
+            f"no reference is a half profile ({furthest} is turned furthest, by {degrees[furthest]:.0f} degrees; half from {FRONT_DEGREES}): images of"
+            " the character turned to the side will score low and be held back. Add such a photo"
+        )
 
 
 def _agreeing(usable: list[tuple[ImageRecord, Face]], reach: float) -> tuple[list[tuple[ImageRecord, Face]], tuple[Odd, ...]]:

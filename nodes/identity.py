@@ -24,6 +24,10 @@ ENGINE = (
 )
 RULES: dict[str, identity.Rule] = {"the nearest reference": "best", "the mean of all references": "mean"}
 KINDS = ("a photographed person", "a drawn or stylised character")
+DRAWN = re.compile(
+    r"\b(?:anime|manga|cartoon|chibi|toon|comic|drawn|drawing|sketch|illustrat(?:ed|ion)|painted|painting|stylised|stylized|mascot|puppet)\b",
+    re.IGNORECASE,
+)
 UNMEASURED = ("stop with an error", "give -1")
 
 
@@ -68,7 +72,7 @@ class IdentityReferences(io.ComfyNode):
                     default=KINDS[0],
                     optional=True,
                     tooltip="The engines learned faces from photographs. What they say of a drawn face means nothing, and they cannot tell that it is"
-                    " drawn: say so here and no number is printed.",
+                    " drawn: say so here, or in the project's class noun (anime girl), and no number is printed.",
                 ),
             ],
             outputs=[
@@ -84,10 +88,13 @@ class IdentityReferences(io.ComfyNode):
     def execute(
         cls, dataset: Dataset, names: str, engine: str, compare_with: str = next(iter(RULES)), kind: str = KINDS[0]
     ) -> io.NodeOutput:
-        if kind == KINDS[1]:
+        noun = dataset.project.class_noun
+        if kind == KINDS[1] or DRAWN.search(noun):
+            why = "" if kind == KINDS[1] else f", and {noun!r} is the project's class noun"
             raise IdentityError(
-                "A drawn or stylised character is not scored: the face engines here learned from photographs, and their numbers for drawings mean"
-                " nothing. Leave Identity References, Score and Filter out and judge by eye at the Review Gate."
+                f"A drawn or stylised character is not scored{why}: the face engines here learned from photographs, and their numbers for drawings"
+                " mean nothing. Leave Identity References, Score and Filter out and judge by eye at the Review Gate; Compare Pictures says how alike"
+                " whole pictures look."
             )
         measuring = embedder(engine)
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces").count

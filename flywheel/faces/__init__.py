@@ -34,7 +34,8 @@ class Face:
 
     `box`: left, top, right, bottom in px of the full image; may reach over its edge. `found_by`: the CNN is asked only where HOG sees
     nothing, so "cnn" means a profile, something over the eyes or hard light. `embedding`: (128,) float32, not of unit length. `yaw`:
-    coarse, -1 turned to the viewer's left … 1 to the viewer's right; None where the landmarks cannot say. `smiling`: a guess; None likewise.
+    coarse, -1 turned to the viewer's left … 1 to the viewer's right; None where the landmarks cannot say. `smile`: how far the mouth
+    is open in a laugh, from 1 on a smile: a guess; None likewise.
     `sharpness`: normalised Laplacian variance. `luma`: median, 0 … 255. `clipped_low`, `clipped_high`: share of black and white pixels.
     """
 
@@ -43,7 +44,7 @@ class Face:
     confidence: float
     embedding: np.ndarray
     yaw: float | None
-    smiling: bool | None
+    smile: float | None
     sharpness: float
     luma: float
     clipped_low: float
@@ -52,6 +53,10 @@ class Face:
     @property
     def width(self) -> int:
         return self.box[2] - self.box[0]
+
+    @property
+    def smiling(self) -> bool:
+        return self.smile is not None and self.smile >= 1.0
 
     @property
     def doubt(self) -> str:

@@ -302,7 +302,7 @@ def _face(cut: Cut, embedding: np.ndarray) -> Face:
         confidence=cut.confidence,
         embedding=embedding,
         yaw=cut.yaw,
-        smiling=cut.smiling,
+        smile=cut.smile,
         sharpness=cut.sharpness,
         luma=cut.luma,
         clipped_low=cut.clipped_low,

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..images import open_image
 from . import FoundBy
-from .chip import in_grey, light, sharpness, shows_teeth, turn
+from .chip import in_grey, light, sharpness, smile, turn
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -50,7 +50,7 @@ class Cut:
     confidence: float
     chip: np.ndarray
     yaw: float | None
-    smiling: bool | None
+    smile: float | None
     sharpness: float
     luma: float
     clipped_low: float
@@ -187,7 +187,7 @@ class Finder:
             confidence=face.confidence,
             chip=chip,
             yaw=yaw if clear else None,
-            smiling=shows_teeth(chip, yaw) if clear else None,
+            smile=smile(chip, yaw) if clear else None,
             sharpness=sharpness(grey),
             luma=exposed.luma,
             clipped_low=exposed.clipped_low,

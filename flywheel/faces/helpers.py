@@ -37,7 +37,8 @@ IDLE_S = 600.0
 PATIENCE_S = 5.0  # a helper in the middle of a picture takes less
 PACK = Path(__file__).resolve().parent.parent.parent
 START = "import sys; sys.path.insert(0, sys.argv[1]); from flywheel.faces.helpers import serve; serve()"
-NO_WINDOW = 0x08000000  # Windows would show an empty console
+NO_WINDOW, BELOW_NORMAL = 0x08000000, 0x00004000  # Windows would show an empty console; there the priority is set at the start
+NICE = 5  # ComfyUI's page comes first
 
 Ask = Callable[[str, Any], Any]
 
@@ -232,7 +233,7 @@ class _Helper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            creationflags=NO_WINDOW if os.name == "nt" else 0,
+            creationflags=NO_WINDOW | BELOW_NORMAL if os.name == "nt" else 0,
         )
         self._end = weakref.finalize(self, _ended, self._process)
         state, self.version = self.ask("begin", dict(files))
@@ -293,6 +294,8 @@ def serve() -> None:
     """What a helper runs: answers until its input ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
+    if hasattr(os, "nice"):
+        os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C in the terminal is for ComfyUI, which closes the input
     asked_at = [time.monotonic()]
     threading.Thread(target=_end_when_idle, args=(asked_at,), daemon=True).start()

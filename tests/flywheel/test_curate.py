@@ -496,6 +496,20 @@ def test_faults_of_captions_are_in_the_notes(project, album):
     assert not any(note.startswith("captions: ") for note in run(project, album).notes)
 
 
+def test_moods_are_proposed_by_file_names_and_asked_for_among_the_neutral(project, album):
+    first = sorted(album.iterdir())[0]
+    mood = first.rename(album / f"angry {first.name}")
+    curated = run(project, album)
+    photo = next(photo for photo in curated.photos if photo.original == mood.name)
+    entry = next(entry for entry in metadata(project)["images"] if entry["original"] == mood.name)
+    assert photo.expression == entry["expression"] == entry["guessed"]["expression"] == "angry" and "angry expression" in entry["caption"]
+    (asked,) = (note for note in curated.notes if note.startswith("neutral means only"))
+    assert "is sad, say so" in asked and photo.record.name not in asked
+    edit(project, photo.record.name, expression="neutral")
+    again = run(project, album)
+    assert next(photo for photo in again.photos if photo.original == mood.name).expression == "neutral", "a person decides"
+
+
 def test_without_a_face_engine_curation_works_and_says_so(project, album):
     curated = curate(project, photos_in(album).photos, None)
     assert len(curated.dataset.images) == 12 and curated.dataset.images[0].caption == "photo of ohwx_char person"

@@ -180,6 +180,19 @@ def test_the_face_that_matches_decides_and_background_heads_do_not(album):
     assert by_name(scores, "hidden").state == "unverifiable"
 
 
+def test_too_few_references_and_a_missing_half_profile_are_told_with_the_reason(album):
+    dataset = album(
+        a=painted((10,), seed=1),
+        b=painted((20, 200, 0, 0, 110), seed=2),
+        half=painted((15, 200, 0, 0, 130), seed=3),
+        c=painted((12,), seed=4),
+    )
+    frontal = choose_references(dataset, Painted(), ["a.png", "b.png"]).notes
+    assert "there are only 2 references" in frontal[0] and "errors halve" in frontal[0]
+    assert "b.png is turned furthest, by 9 degrees; half from 13" in frontal[1] and "held back" in frontal[1]
+    assert choose_references(dataset, Painted(), ["a.png", "c.png", "half.png"]).notes == ()
+
+
 def test_a_reference_does_not_vouch_for_itself(album):
     dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
     scores = identity.score(dataset, choose_references(dataset, Painted()), Painted())

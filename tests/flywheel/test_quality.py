@@ -5,14 +5,14 @@ import pytest
 from comfyui_flenwheel.flywheel import quality
 from comfyui_flenwheel.flywheel.faces import Face
 from comfyui_flenwheel.flywheel.faces.chip import light, sharpness, turn
-from comfyui_flenwheel.flywheel.quality import FRAMINGS, Figures, Twin, View, assess, figures, near_duplicates, view
+from comfyui_flenwheel.flywheel.quality import FRAMINGS, Figures, Twin, View, assess, figures, near_duplicates, proposed, view
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from .conftest import picture
 from .faces.portraits import engine, portraits
 
 GOOD = Figures(1024, 1024, 200.0, 120.0, 0.0, 0.0, 0, 0)
-FACE = Face((300, 300, 600, 600), "hog", 2.0, np.zeros(128, np.float32), 0.0, False, 200.0, 120.0, 0.0, 0.0)
+FACE = Face((300, 300, 600, 600), "hog", 2.0, np.zeros(128, np.float32), 0.0, 0.0, 200.0, 120.0, 0.0, 0.0)
 
 
 def test_a_good_photo():
@@ -149,15 +149,33 @@ def test_the_angle_says_its_figure_and_its_bounds(yaw, angle, words):
 )
 def test_the_framing_is_the_room_below_the_chin(height, framing):
     seen = view((FACE,), height)  # 300 px high, chin at 600
-    assert seen.framing == framing in FRAMINGS and f"room for {(height - 600) / 300:.1f} faces" in seen.measures[1]
+    assert seen.framing == framing in FRAMINGS and f"room for {(height - 600) / 300:.1f} faces" in seen.measures[2]
 
 
 def test_what_nobody_can_see_stays_unknown():
     assert view(None, 800) == View() == view((), 800)
-    hidden = view((replace(FACE, found_by="cnn", yaw=None, smiling=None),), 800)
+    hidden = view((replace(FACE, found_by="cnn", yaw=None, smile=None),), 800)
     assert (hidden.angle, hidden.expression, hidden.framing) == ("unknown", "unknown", "bust")
     assert "turned away" in hidden.measures[0]
-    assert {view((replace(FACE, smiling=smiling),), 800).expression for smiling in (True, False)} == {"smiling", "neutral"}
+    assert [view((replace(FACE, smile=smile),), 800).expression for smile in (0.99, 1.0)] == ["neutral", "smiling"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expression"),
+    [
+        ("Anna angry 2.jpg", "angry"),
+        ("IMG_12-SAD.png", "sad"),
+        ("crying_03.webp", "sad"),
+        ("ambassador.jpg", "neutral"),
+        ("sadie.jpg", "neutral"),
+        ("angry or sad.jpg", "neutral"),
+    ],
+)
+def test_the_name_of_a_file_proposes_what_no_measure_sees(name, expression):
+    seen = proposed(view((FACE,), 800), name)
+    assert seen.expression == expression
+    assert any(words.startswith(f"{expression}: ") for words in seen.measures)
+    assert (expression == "neutral") or "a person decides (measured: neutral)" in seen.measures[-1]
 
 
 def test_a_good_photo_says_its_figures_too():

@@ -101,6 +101,10 @@ def test_what_cannot_be_said_is_not_said(bare, photos):
     drawn["103"]["inputs"]["kind"] = "a drawn or stylised character"
     outcome = comfy.run(bare.address, drawn)
     assert outcome.status == "error" and "drawn or stylised" in outcome.error
+    drawn = graph(photos, "bare cartoon")
+    drawn["1"]["inputs"]["class_noun"] = "cartoon dog"
+    outcome = comfy.run(bare.address, drawn)
+    assert outcome.status == "error" and "'cartoon dog' is the project's class noun" in outcome.error
     Image.new("RGB", (300, 300), "grey").save(bare.base / "input" / "grey.png")
     nobody = {number: node for number, node in graph(photos, "bare").items() if number in ("107", "108", "109")}
     nobody["108"]["inputs"]["image"] = "grey.png"

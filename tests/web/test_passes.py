@@ -30,7 +30,7 @@ class Numbered:
         if number != 200 and number % 4 == 3:
             return ()
         away = 0.0 if number == 200 else (0.1, 0.52, 0.9)[number % 4]
-        return (Face((60, 52, 134, 152), "hog", 1.0, np.array([away, 1.0], np.float32), 0.0, False, 100.0, 120.0, 0.0, 0.0),)
+        return (Face((60, 52, 134, 152), "hog", 1.0, np.array([away, 1.0], np.float32), 0.0, 0.0, 100.0, 120.0, 0.0, 0.0),)
 
 
 @pytest.fixture

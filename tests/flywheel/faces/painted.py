@@ -71,7 +71,7 @@ def _face(first: tuple[int, ...], second: tuple[int, ...]) -> Face:
         confidence=1.0,
         embedding=np.array([who / 100, 1.0], dtype=np.float32),
         yaw=None if cnn else (turn - 100) / 100,
-        smiling=None if cnn else False,
+        smile=None if cnn else 0.0,
         sharpness=5.0 if blurred else 100.0,
         luma=120.0,
         clipped_low=0.0,
