@@ -90,7 +90,10 @@ def build(scores: Scores, references: ReferenceSet, threshold: float, shown: int
     ]
     title = f"{scores.dataset.project.name} · {scores.dataset.stage_name} {scores.dataset.project.version}"
     spread = histogram(values, threshold, title=title)
-    sheets = [contact_sheet(map(_tile, row), columns=3, cell_px=PAIR_PX, title=f"{name} (reference | image)") for name, row in ends]
+    sheets = [
+        contact_sheet(map(_tile, row), columns=3, cell_px=PAIR_PX, tall=0.5, title=f"{name} (left the reference, right the image)")
+        for name, row in ends
+    ]
     picture = stacked([spread, *sheets, *(_table(name, rows) for name, rows in groups)])
     return Report(picture, _page(title, scores, references, threshold, spread, ends, groups, unmeasured), groups)
 

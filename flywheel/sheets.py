@@ -43,31 +43,31 @@ class Tile:
     mark: str = ""
 
 
-def contact_sheet(tiles: Iterable[Tile], *, columns: int = 0, cell_px: int = 256, title: str = "") -> Image.Image:
-    """Tiles in rows, each picture whole inside a square of `cell_px`.
+def contact_sheet(tiles: Iterable[Tile], *, columns: int = 0, cell_px: int = 256, tall: float = 1.0, title: str = "") -> Image.Image:
+    """Tiles in rows, each picture whole inside a cell of `cell_px`, which is a square or `tall` times as high as wide.
 
     `columns`: 0 chooses about 3 rows for every 4 columns. Tiles are shrunk as they come, so an iterator that opens one picture at a time
     never holds more than two. A sheet longer than 16,000 px is made with smaller cells.
     """
-    small = [_shrunk(tile, cell_px) for tile in tiles]
+    small = [_shrunk(tile, cell_px, tall) for tile in tiles]
     if not columns:
         columns = max(1, min(len(small), round((max(1, len(small)) * 4 / 3) ** 0.5)))
     rows = max(1, ceil(len(small) / columns))
     lines = max((len(_wrapped(tile.caption, TEXT_PX, cell_px - 16, lines=2)) for tile in small), default=0)
     marked = any(tile.mark for tile in small)
     under = LINE_PX * (lines + marked) + (6 if lines or marked else 0)
-    largest = min((MAX_SHEET_PX - GAP) // columns - GAP, (MAX_SHEET_PX - 60) // rows - GAP - under)
+    largest = min((MAX_SHEET_PX - GAP) // columns - GAP, int(((MAX_SHEET_PX - 60) // rows - GAP - under) / tall))
     if largest < cell_px:
         cell_px = max(16, largest)
-        small = [_shrunk(tile, cell_px) for tile in small]
-    top = 54 if title else GAP
-    sheet = Image.new("RGB", (GAP + columns * (cell_px + GAP), top + rows * (cell_px + under + GAP)), GROUND)
+        small = [_shrunk(tile, cell_px, tall) for tile in small]
+    top, high = 54 if title else GAP, round(cell_px * tall)
+    sheet = Image.new("RGB", (GAP + columns * (cell_px + GAP), top + rows * (high + under + GAP)), GROUND)
     pen = ImageDraw.Draw(sheet)
     if title:
         pen.text((GAP + 2, 14), _cut(title, 22, sheet.width - 2 * GAP - 4), TEXT, _font(22))
     for number, tile in enumerate(small):
-        corner = (GAP + number % columns * (cell_px + GAP), top + number // columns * (cell_px + under + GAP))
-        _draw_tile(sheet, tile, corner, cell_px, under, marked=marked)
+        corner = (GAP + number % columns * (cell_px + GAP), top + number // columns * (high + under + GAP))
+        _draw_tile(sheet, tile, corner, (cell_px, high), under, marked=marked)
     return sheet
 
 
@@ -212,24 +212,24 @@ def _draw_legend(
         x += 24 + _font(17).getlength(words) + 30
 
 
-def _shrunk(tile: Tile, cell_px: int) -> Tile:
+def _shrunk(tile: Tile, cell_px: int, tall: float = 1.0) -> Tile:
     image = tile.image.convert("RGB") if tile.image.mode != "RGB" else tile.image
-    scale = cell_px / max(image.size)
+    scale = cell_px / max(image.width, image.height / tall)
     if scale != 1:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     return Tile(image, tile.caption, tile.mark)
 
 
-def _draw_tile(sheet: Image.Image, tile: Tile, corner: tuple[int, int], cell_px: int, under: int, *, marked: bool) -> None:
+def _draw_tile(sheet: Image.Image, tile: Tile, corner: tuple[int, int], cell: tuple[int, int], under: int, *, marked: bool) -> None:
     pen, font = ImageDraw.Draw(sheet), _font(TEXT_PX)
-    x, y = corner
+    (x, y), (cell_px, high) = corner, cell
     colour = _colour_of(tile.mark)
-    pen.rectangle([x, y, x + cell_px - 1, y + cell_px + under - 1], CELL)
-    sheet.paste(tile.image, (x + (cell_px - tile.image.width) // 2, y + (cell_px - tile.image.height) // 2))
-    line = y + cell_px + 2
+    pen.rectangle([x, y, x + cell_px - 1, y + high + under - 1], CELL)
+    sheet.paste(tile.image, (x + (cell_px - tile.image.width) // 2, y + (high - tile.image.height) // 2))
+    line = y + high + 2
     if tile.mark:
-        pen.rectangle([x - 1, y - 1, x + cell_px, y + cell_px + under], outline=colour, width=4)
+        pen.rectangle([x - 1, y - 1, x + cell_px, y + high + under], outline=colour, width=4)
         pen.rectangle([x + 8, line + 4, x + 18, line + 14], colour)
         pen.text((x + 24, line), _cut(tile.mark.replace("_", " "), TEXT_PX, cell_px - 30), colour, font)
     for number, words in enumerate(_wrapped(tile.caption, TEXT_PX, cell_px - 16, lines=2), start=marked):
