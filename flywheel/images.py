@@ -202,8 +202,10 @@ def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> byte
     return buffer.getvalue()
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file so that it is there completely or not at all, even if the process is killed.
+
+    `durable`: also after a power cut. False is for what can be made again and checks itself: waiting for the disk would hold others up.
 
     Raises:
         StorageError: the disk is full, read-only or not ours.
@@ -214,7 +216,8 @@ def write_whole(path: Path, data: bytes) -> None:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True) if partial.parent.is_dir() else None

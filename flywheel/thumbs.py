@@ -85,9 +85,14 @@ def refuse_changed(path: Path, key: str) -> None:
 
 
 def _made(target: Path, key: str, path: Path, px: int) -> bytes:
-    if target.is_file():
-        return target.read_bytes()
+    if target.is_file() and _is_whole(kept := target.read_bytes()):
+        return kept
     refuse_changed(path, key)
     content = thumbnail(path, px)
-    write_whole(target, content)
+    write_whole(target, content, durable=False)  # a verdict would wait for the disk behind it
     return content
+
+
+def _is_whole(webp: bytes) -> bool:
+    """A WebP file says how long it is; a power cut leaves less, or zeros."""
+    return webp[:4] == b"RIFF" and int.from_bytes(webp[4:8], "little") + 8 == len(webp)

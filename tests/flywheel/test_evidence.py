@@ -140,6 +140,15 @@ def test_a_thumbnail_is_made_once_however_many_ask(candidates):
     assert small.request(candidates.project, image.key, path, 200).result() == kept.read_bytes() and kept.stat().st_mtime_ns == made
 
 
+@pytest.mark.parametrize("left", [b"", b"RIFF\x00\x00", bytes(500)])
+def test_a_thumbnail_that_a_power_cut_has_spoilt_is_made_anew(candidates, left):
+    image = candidates.images[0]
+    small, kept = thumbs.Thumbnails(), thumbs.thumbnail_path(candidates.project, image.key, 256)
+    made = small.request(candidates.project, image.key, candidates.path(image), 256).result()
+    kept.write_bytes(left)
+    assert small.request(candidates.project, image.key, candidates.path(image), 256).result() == made == kept.read_bytes()
+
+
 def test_a_file_that_changed_gets_no_thumbnail_under_the_old_name(candidates):
     image = candidates.images[0]
     path = candidates.path(image)
