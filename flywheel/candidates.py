@@ -52,6 +52,7 @@ class Shelf:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.folder = stage.folder
+        self._home = str(stage.folder)
 
     @cached_property
     def lineages(self) -> dict[str, Lineage]:
@@ -77,7 +78,8 @@ class Shelf:
 
     def folder_of(self, path: Path) -> str:
         """The label folder a file lies in; "" is the stage's own."""
-        return "" if path.parent == self.folder else path.parent.name
+        parent = os.path.dirname(path)
+        return "" if parent == self._home else os.path.basename(parent)
 
     def add(self, request_key: str, name: str, png: bytes, *, size: tuple[int, int], facts: Mapping[str, Any]) -> Path:
         """Write lineage, then image: an image that is there has its history."""
@@ -180,7 +182,7 @@ def _lineages(stage: Stage) -> Iterator[Lineage]:
 
 def _lineage(stage: Stage, path: Path) -> Lineage:
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = json.loads(path.read_bytes())
         made, image = described.pop("request_key"), described.pop("image_key")
         return Lineage(made, image, described.pop("bytes"), described.pop("width"), described.pop("height"), described)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from . import corrections, ledger, review
+from . import corrections, ledger, review, store
 from .candidates import FOLDERS, Shelf
 from .errors import DatasetError, StorageError
 from .ledger import LABELS, LabelEvent, Pass, Position, Standing, Step
@@ -76,6 +76,12 @@ class Desk:
         with self._guard, review.taking_turns(self.stage.project):
             self._catch_up()
 
+    def inspect(self) -> None:
+        """Look at every file, and walk only if one is not what it was, so that no verdict waits for the look."""
+        self.catch_up()
+        if Shelf(self.stage).files != self.shelf.files:
+            self.refresh()
+
     def decide(self, events: Sequence[LabelEvent], *, batch: str = "") -> Decided:
         """Record verdicts and move their files. Verdicts of a rule touch only what is undecided.
 
@@ -88,6 +94,7 @@ class Desk:
             before = ledger.position(self.stage.project)
             if wanted:
                 ledger.record(self.stage.project, wanted, batch=batch)
+                store.hold(self.stage.project.database)
             keys = tuple(dict.fromkeys(event.image_key for event in wanted))
             self._follow(keys)
             return Decided(keys, left_alone, before, self.position)

@@ -120,7 +120,8 @@ def place(shelf: Shelf, request_key: str, event: LabelEvent | None) -> str:
 
 def remember_places(stage: Stage, places: Mapping[str, str]) -> None:
     """Note where images (by key) were put, so that another place is known to be a person's doing."""
-    with connect(stage.project.database) as db:
+    # lost with the power, if nothing is decided afterwards: then each file still lies where its verdict wants it
+    with connect(stage.project.database, durable=False) as db:
         rows = [(_place(stage), key, folder) for key, folder in places.items()]
         db.executemany("INSERT OR REPLACE INTO placements (stage, image_key, folder) VALUES (?, ?, ?)", rows)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import StorageError
 from .images import storage_error
 
 BUSY_TIMEOUT_S = 10.0
+HOLD_S = 30.0
 REFUSALS = {  # what SQLite says when the disk is at fault and not we: what to do
     "full": "Free some space and do it again; what was stored before is kept.",
     "readonly": "Make the folder writable and do it again; what was stored before is kept.",
@@ -83,16 +85,17 @@ MIGRATIONS = (_m001_label_events, _m002_faces, _m003_review_passes)
 
 
 @contextmanager
-def connect(path: Path) -> Iterator[sqlite3.Connection]:
+def connect(path: Path, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
     """Open a project's database, bring its schema up to date, commit on success, roll back on error.
 
-    WAL with synchronous=FULL: a committed verdict survives a killed process and a power cut.
+    WAL with synchronous=FULL: a committed verdict survives a killed process and a power cut. What is not `durable` survives the process, and
+    the power as soon as anything durable follows it.
 
     Raises:
         StorageError: the disk refused, or the file is no database any more.
     """
     try:
-        with _opened(path) as db:
+        with _opened(path, "FULL" if durable else "NORMAL") as db:
             yield db
     except OSError as error:
         raise storage_error(path, error) from error
@@ -101,6 +104,42 @@ def connect(path: Path) -> Iterator[sqlite3.Connection]:
         if remedy is None:
             raise
         raise StorageError(f"{path} could not be used ({error}). {remedy}") from error
+
+
+def hold(path: Path) -> None:
+    """Keep a project's database, which must be there, open for half a minute more, while verdict follows verdict.
+
+    When the last connection closes, SQLite writes its log back and deletes it, which takes longer than to store a verdict.
+    """
+    with _guard:
+        fresh = path not in _held
+        if fresh:
+            _held[path] = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            with suppress(sqlite3.Error):  # only time is lost
+                _held[path].execute("PRAGMA user_version").fetchall()  # one that has read nothing holds nothing
+        _wanted[path] = time.monotonic()
+    if fresh:
+        _let_go_later(path, HOLD_S)
+
+
+def _let_go_later(path: Path, seconds: float) -> None:
+    timer = threading.Timer(seconds, _let_go, (path,))
+    timer.daemon = True
+    timer.start()
+
+
+def _let_go(path: Path) -> None:
+    with _guard:
+        left = _wanted[path] + HOLD_S - time.monotonic()
+        if left <= 0 and path in _held:
+            _held.pop(path).close()
+    if left > 0:
+        _let_go_later(path, left)
+
+
+_held: dict[Path, sqlite3.Connection] = {}
+_wanted: dict[Path, float] = {}
+_guard = threading.Lock()
 
 
 @contextmanager
@@ -128,13 +167,13 @@ def turn(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+def _opened(path: Path, synchronous: str) -> Iterator[sqlite3.Connection]:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
         db.row_factory = sqlite3.Row
         _use_wal(db)
-        db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA synchronous={synchronous}")
         _migrate(db)
         db.execute("BEGIN IMMEDIATE")
         try:

@@ -3,7 +3,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from comfyui_flenwheel.flywheel import ledger, review
+from comfyui_flenwheel.flywheel import ledger, review, store
 from comfyui_flenwheel.flywheel.candidates import Shelf, adopt
 from comfyui_flenwheel.flywheel.desk import Desk
 from comfyui_flenwheel.flywheel.errors import DatasetError
@@ -170,6 +170,18 @@ def test_two_processes_on_one_project_agree(desk):
     history = [event for key in keys(desk) for event in ledger.history(desk.stage.project, key)]
     assert len(history) == 40 and {event.origin for event in history} == {"person"}  # nobody's move was taken for hand work
     assert folders(desk) == [review.FOLDER_OF[desk.in_force(key).label] for key in keys(desk)]
+
+
+def test_a_burst_of_verdicts_holds_the_database_open_and_lets_it_go(desk, monkeypatch):
+    log = desk.stage.project.database.with_name(desk.stage.project.database.name + "-wal")
+    give(desk, "good", 0)
+    assert log.is_file()  # else every verdict would pay for writing it back
+    assert [event.label for event in ledger.history(desk.stage.project, keys(desk)[0])] == ["good"]
+    monkeypatch.setattr(store, "HOLD_S", 0.0)
+    store._let_go(desk.stage.project.database)
+    assert not log.exists()
+    give(desk, "reject", 0)
+    assert folders(desk)[0] == "rejected"
 
 
 def test_a_verdict_costs_no_walk(desk):
