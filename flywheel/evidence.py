@@ -183,7 +183,7 @@ def suggestion(score: identity.IdentityScore | None) -> dict[str, str] | None:
     """What the likeness alone speaks for. An opinion: only a person, or a rule a person has stated, decides."""
     if score is None or score.similarity is None:
         return None
-    band, figure = identity.band(score.similarity), f"similarity {score.similarity:.2f}"
+    band, figure = identity.band(score.similarity), f"Similarity {score.similarity:.2f}"
     if band == "match":
         return {"label": "good", "why": f"{figure}: a stranger hardly ever gets {identity.MATCH:.2f}; look at everything but the face"}
     if band == "review":

@@ -6,8 +6,11 @@ READING
   GET  /flenwheel/projects        {"projects": [{"folder", "name", "stages": [{"stage", "version", "total", "undecided"}]}], "undecided": all of them}
   GET  /flenwheel/review          the page; /flenwheel/review/files/{name} its modules
   GET  R?pass=first&reviewer=Ada  the review as one pass sees it, see STATE. &blind=1 hides what could sway. &since=REVISION: only items changed since.
+                                  &walk=0: do not look at every file, unless a folder has changed. &head=48: where there are ten times as many, the first undecided
+                                  items from where this reviewer stopped, and "more": how many there are beside; for a page that shows something at once
   GET  R/evidence/{key}           all that is known of one image, see EVIDENCE; made on demand, so the list stays light
-  GET  R/pulse                    {"revision", "disk"}: cheap, to ask now and then; `disk` changes when files came, went or were moved by others
+  GET  R/pulse                    {"revision", "disk"}: cheap, to ask now and then; `disk` changes when files came, went or were moved by others. &walk=1:
+                                  look at every file, as R does
   GET  R/history/{key}            {"events": [{"id", "label", "reasons", "note", "answers", "pass", "batch", "at", "reviewer", "origin", "undone"}]}
   GET  R/agreement?reviewer=Ada   how often the repeat (or strict) pass said what the first had said, see AGREEMENT
   GET  R/coverage                 {"angle": [{"value", "sources", "good", "picked"}], "expression": […], "missing": ["angle left profile", …], "picked": n}
@@ -43,7 +46,7 @@ EXPORT, VIEWS
 STATE     {"project": {"folder", "name", "instance_token"}, "stage", "version", "revision", "disk", "pass", "blind", "reasons", "questions",
            "counts": {"total", "undecided", "good", "needs_correction", "reject"} of this pass, "passes": {"first": counts, "strict": counts, "repeat": counts},
            "undecided_total": of all projects, "undo": STEP|null, "redo": STEP|null (of ?reviewer), "session": {"key", "place", "at", "filter"}|null,
-           "missing": [{"key", "name", "why"}], "partial": true with ?since, "items": [ITEM]}
+           "missing": [{"key", "name", "why"}], "partial": true with ?since, "more" with ?head, "items": [ITEM]}
 ITEM      {"key", "name", "stage", "width", "height", "prompt", "template", "caption", "source": {"key", "name"}|null, "seed", "editor", "loras": [{"name", "weight"}],
            "generation": 1 = made from a photograph, "lap": 1, "angle", "expression" (null where unknown), "sample",
            "label", "reasons", "note", "reviewer", "origin", "at", "answers"  of the pass asked for,
@@ -76,11 +79,11 @@ No route names a path or starts a process. Work on files runs in threads, so tha
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import uuid
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlencode
@@ -95,10 +98,11 @@ from ..flywheel.errors import DatasetError
 from ..flywheel.ledger import PASSES, LabelEvent, Pass, Position, Step
 from ..flywheel.project import Project, Stage
 from . import caption_routes, desks, host, picture_routes, repair_routes, spread_routes
-from .http import FRESH, Conflict, NotFound, guarded, json_body, problem, project_of, stage_of
+from .http import FRESH, Conflict, NotFound, guarded, json_body, packed, problem, project_of, stage_of
 
 WEB = Path(__file__).parent.parent / "web"
 MAX_EVENTS, MAX_NOTE, MAX_NAME = 20_000, 2_000, 100
+MANY_HEADS = 10
 TOLD = 200  # changed items sent along with an event; beyond, the page asks for them
 REVIEW = "/flenwheel/review/{project}/{stage}/{version}"
 
@@ -180,19 +184,23 @@ async def _page_file(request: web.Request) -> web.StreamResponse:
 async def _items(request: web.Request) -> web.Response:
     stage, during, query = stage_of(request), _pass(request.query.get("pass")), request.query
     blind = query.get("blind", "") not in ("", "0") or during == "repeat"
-    since = _position(query.get("since"))
-    text = await asyncio.to_thread(lambda: json.dumps(_described(stage, during, query.get("reviewer", ""), blind=blind, since=since)))
-    return web.Response(text=text, content_type="application/json", headers=FRESH)
+    since, head = _position(query.get("since")), _number(query.get("head"))
+    walk = since is None and not head and query.get("walk") != "0"
+    reviewer = query.get("reviewer", "")
+    told = partial(_described, stage, during, reviewer, blind=blind, since=since, head=head, walk=walk)
+    return await asyncio.to_thread(lambda: packed(request, told()))
 
 
-def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since: Position | None) -> dict[str, Any]:
+def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since: Position | None, head: int, walk: bool) -> dict[str, Any]:
     desk = desks.desk_of(stage)
-    if since is None:
+    if walk:
         desk.refresh()
     else:
         desk.catch_up()
+    head = head if len(desk.keys(during)) > MANY_HEADS * head else 0
     disk, position = _disk(desk), desk.position  # what is decided from here on may be told twice, never left out
-    keys = None if since is None else ledger.touched_since(stage.project, since)
+    session = views.stopped_at(stage, reviewer, during)
+    keys = _head(desk, during, session, head) if head else None if since is None else ledger.touched_since(stage.project, since)
     orders = repair.orders(stage.project)
     waiting = [order.key for order in orders if order.state == "waiting"]
     return {
@@ -206,19 +214,31 @@ def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since:
         "blind": blind,
         "reasons": ledger.REASONS,
         "questions": ledger.QUESTIONS,
-        "session": views.stopped_at(stage, reviewer, during),
-        "missing": [{"key": key, "name": name, "why": why} for key, name, why in desk.missing()] if since is None else [],
+        "session": session,
+        "missing": [{"key": key, "name": name, "why": why} for key, name, why in desk.missing()] if keys is None else [],
         **({"partial": True} if since else {}),
+        **({"more": len(desk.keys(during)) - len(keys or ())} if head else {}),
         "items": evidence.described(desk, during, blind=blind, keys=keys, repairs={key: waiting.count(key) for key in waiting}),
     }
 
 
+def _head(desk: Desk, during: Pass, session: dict[str, Any] | None, number: int) -> set[str]:
+    """Where a visit begins: undecided images from where the reviewer stopped, round to the start; of any where all are decided."""
+    keys = desk.keys(during)
+    place = {key: index for index, key in enumerate(keys)}.get(str((session or {}).get("key")), 0)
+    around = [*keys[place:], *keys[:place]]
+    return set(islice((key for key in around if desk.label(key, during) is None), number)) or set(keys[:number])
+
+
 async def _pulse(request: web.Request) -> web.Response:
-    stage = stage_of(request)
+    stage, walk = stage_of(request), request.query.get("walk") == "1"
 
     def felt() -> dict[str, str]:
         desk = desks.desk_of(stage)
-        desk.catch_up()
+        if walk:
+            desk.inspect()
+        else:
+            desk.catch_up()
         return {"disk": _disk(desk), "revision": str(desk.position)}
 
     return web.json_response(await asyncio.to_thread(felt), headers=FRESH)
@@ -457,6 +477,11 @@ def _position(text: str | None) -> Position | None:
     """A revision that was answered earlier; anything else asks for everything."""
     found = re.fullmatch(r"(\d{1,18})\.(\d{1,18})", text or "")
     return Position(int(found[1]), int(found[2])) if found else None
+
+
+def _number(text: str | None) -> int:
+    """A number that was asked for; 0 where there is none."""
+    return int(text) if text and re.fullmatch(r"\d{1,5}", text) else 0
 
 
 def _batch(body: dict[str, Any]) -> str:
