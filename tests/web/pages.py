@@ -117,21 +117,43 @@ def executed(graph, output) -> None:
     )
 
 
+DRAWN = """() => new Promise((done) => {
+  requestAnimationFrame(() => setTimeout(done))
+  setTimeout(done, 300)
+})"""
+
+
+def drawn(tab):
+    """Wait until the page's head shows what the page knows: it is drawn once a frame, or after a tenth of a second where there are none."""
+    tab.evaluate(DRAWN)
+    return tab
+
+
 def shown(tab):
     """Wait until the grid is drawn and has the focus."""
     tab.wait_for_selector(".card")
     tab.wait_for_function("document.activeElement.id === 'grid'")
-    return tab
+    return drawn(tab)
 
 
 def press(tab, keys) -> None:
     for key in keys:
         tab.keyboard.press(key)
+    drawn(tab)
 
 
 def all_saved(tab) -> None:
     tab.wait_for_selector("header .saving[data-state=saved]", timeout=120_000)  # sent one after the other, however busy the machine is
+    drawn(tab)
 
 
 def text(tab, selector: str) -> str:
-    return tab.text_content(selector).strip()
+    return drawn(tab).text_content(selector).strip()
+
+
+def undisturbed(new_tab, address: str):
+    """A tab that does not ask now and then what has become of the files, so that what happens to them meets the page when the test wants it."""
+    tab = new_tab("about:blank")
+    tab.route("**/pulse*", lambda route: route.abort())
+    tab.goto(address)
+    return shown(tab)

@@ -47,10 +47,13 @@ export async function request(path, { method, json, body, patience_ms = TIMEOUT_
 /** Anything of ComfyUI itself. @param {string} path */
 export const ask = (path) => request(`../${path}`)
 export const projects = () => request("projects").then((answer) => answer.projects)
-/** @param {CandidateSet} set @param {Way} way @param {string} [since] a revision: only what has changed since */
-export const listing = (set, { reviewer, pass, blind }, since) => request(`review/${within(set)}${query({ reviewer, pass, blind: blind ? 1 : "", since })}`)
-/** @param {CandidateSet} set @returns {Promise<{revision: string, disk: string}>} */
-export const pulse = (set) => request(`review/${within(set)}/pulse`)
+/**
+ * @param {CandidateSet} set @param {Way} way
+ * @param {{since?: string, head?: number}} [part] what has changed since a revision, or so many to begin with; without it everything
+ */
+export const listing = (set, { reviewer, pass, blind }, part = {}) => request(`review/${within(set)}${query({ reviewer, pass, blind: blind ? 1 : "", walk: 0, ...part })}`)
+/** @param {CandidateSet} set @param {boolean} walk look at every file @returns {Promise<{revision: string, disk: string}>} */
+export const pulse = (set, walk) => request(`review/${within(set)}/pulse${query({ walk: walk ? 1 : "" })}`)
 /** Which tab of ComfyUI asks, where this page lies in one: the graph there then shows how the run goes. */
 export const asker = () => ({ client_id: /** @type {any} */ (window.parent).comfyAPI?.api?.api?.clientId ?? null })
 

@@ -3,6 +3,7 @@
 import { imageAddress } from "./api.mjs"
 import { button, element, icon, openDialog } from "./dom.mjs"
 import { count, t } from "./lang.mjs"
+import { forget, load } from "./pictures.mjs"
 import { reasonWord, wantsReasons, wordFor } from "./words.mjs"
 
 const SHOWN = 36
@@ -48,6 +49,7 @@ export function decideTogether(store, set, candidates, label, done) {
     element("div", { class: "dialog-end" }, button({ class: "quiet", on: { click: () => dialog.close() } }, t("Cancel"), element("kbd", { text: "Esc" })), confirm),
   )
   dialog.classList.add("bulk")
+  dialog.addEventListener("close", () => forget(dialog.querySelectorAll("img")))
   dialog.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || /** @type {HTMLElement} */ (event.target).closest("button")) return
     event.preventDefault()
@@ -72,7 +74,7 @@ const line = ({ from, to, number }) =>
   element("p", { class: "change" }, element("b", { text: String(number) }), element("span", { class: from ?? "", text: wordFor(from) }), "→", element("span", { class: `to ${to ?? ""}` }, to && icon(to), wordFor(to)))
 
 function thumbs(set, candidates) {
-  const images = candidates.slice(0, SHOWN).map(({ key, name }) => element("img", { src: imageAddress(set, key, 256), alt: name ?? "", title: name ?? "" }))
+  const images = candidates.slice(0, SHOWN).map(({ key, name }) => load(element("img", { alt: name ?? "", title: name ?? "" }), imageAddress(set, key, 256)))
   const more = candidates.length > SHOWN && element("span", { class: "more", text: t("and {n} more", { n: candidates.length - SHOWN }) })
   return element("div", { class: "thumbs" }, ...images, more)
 }

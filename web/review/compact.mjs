@@ -26,7 +26,7 @@ function deskOf(set) {
   const way = () => ({ reviewer: reviewer(), pass: /** @type {const} */ ("first"), blind: false })
   const outbox = new Outbox(name, ({ what, batch, way: given, events }) => tell(set, what, { reviewer: given.reviewer, pass: given.pass, batch, ...(what === "labels" && { events }) }), way)
   const store = new ReviewStore(outbox)
-  const sync = new Sync(store, outbox, { ask: (since) => listing(set, way(), since), complain: (message) => store.dispatchEvent(new CustomEvent("complaint", { detail: message })), saved: () => {} })
+  const sync = new Sync(store, outbox, { ask: (part) => listing(set, way(), part), complain: (message) => store.dispatchEvent(new CustomEvent("complaint", { detail: message })), saved: () => {} })
   const desk = { store, outbox, sync, ready: outbox.open().then(() => sync.refresh()) }
   desk.ready.catch(() => desks.delete(name)) // not reachable, or gone: the next view asks again
   desks.set(name, desk)

@@ -4,6 +4,7 @@ import { ServerError, evidence, imageAddress, sourceAddress, unreachable } from 
 import { button, element, find, terms } from "./dom.mjs"
 import { lorasOf, siblings } from "./filters.mjs"
 import { count, mark, t } from "./lang.mjs"
+import { forget, load } from "./pictures.mjs"
 import { similarityWords, stageWord } from "./words.mjs"
 
 const WAIT_MS = 250 // a reviewer who moves on at once asks for nothing
@@ -30,6 +31,7 @@ export class Evidence {
     this.#asked = candidate.key
     this.does.faces(null)
     this.#known(candidate)
+    forget(find("#evidence").querySelectorAll("img"))
     find("#evidence").replaceChildren()
     clearTimeout(this.#timer)
     if (this.store.state?.blind) return // it would sway
@@ -111,7 +113,7 @@ export class Evidence {
     if (!rows.length) return null
     const row = ([title, others]) => {
       const thumbs = others.slice(0, SIBLINGS).map(({ key, name, label }) =>
-        button({ class: "sibling", dataset: { label: label ?? "undecided" }, title: name ?? "", "aria-label": t("Go to {name}", { name: name ?? key }), on: { click: () => this.store.goTo(key) } }, element("img", { src: imageAddress(this.set, key, 256), alt: "", loading: "lazy" })),
+        button({ class: "sibling", dataset: { label: label ?? "undecided" }, title: name ?? "", "aria-label": t("Go to {name}", { name: name ?? key }), on: { click: () => this.store.goTo(key) } }, load(element("img", { alt: "" }), imageAddress(this.set, key, 256))),
       )
       return element("div", { class: "siblings" }, element("span", { class: "quiet", text: `${title}: ${others.length}` }), element("div", {}, ...thumbs))
     }
@@ -146,7 +148,7 @@ const FIGURES = { sharpness: mark("Sharpness"), luma: mark("Brightness") }
 /** A face with a margin around it; the whole picture where no face is known. */
 function crop(address, described, title) {
   const box = boxOf(described)
-  const image = element("img", { src: address, alt: "", loading: "lazy" })
+  const image = element("img", { alt: "" })
   const frame = element("span", { class: "crop" }, image)
   image.addEventListener("load", () => {
     const [width, height] = [image.naturalWidth, image.naturalHeight]
@@ -155,5 +157,6 @@ function crop(address, described, title) {
     const k = CROP_PX / edge
     Object.assign(image.style, { width: `${width * k}px`, left: `${CROP_PX / 2 - ((left + right) / 2) * k}px`, top: `${CROP_PX / 2 - ((top + bottom) / 2) * k}px` })
   })
+  load(image, address)
   return element("figure", {}, frame, element("figcaption", { text: title, title }))
 }

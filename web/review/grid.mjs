@@ -6,6 +6,7 @@
 import { imageAddress } from "./api.mjs"
 import { button, element, icon } from "./dom.mjs"
 import { t } from "./lang.mjs"
+import { forget, load } from "./pictures.mjs"
 import { LABELS, reasonWord, similarityWords, wordFor } from "./words.mjs"
 
 /** Narrowest card in px, and what its caption takes; a phone gets two in a row. */
@@ -28,20 +29,24 @@ export class Grid {
   #columns = 1
   #rowHeight = 1
   #thumb = 256
+  /** @type {Map<string, HTMLImageElement>} from the layout before, so that nothing flickers */
+  #hung = new Map()
   size = USUAL
 
   /**
    * @param {HTMLElement} scroller @param {import("./store.mjs").ReviewStore} store @param {import("./api.mjs").CandidateSet} set
    * @param {{open: () => void, label: (label: import("./words.mjs").Label) => void}} does
-   * @param {{measures?: {cell: number, caption: number, gap: number}, focus?: HTMLElement}} [options] `focus`: what has it in the scroller's place
+   * @param {{measures?: {cell: number, caption: number, gap: number}, focus?: HTMLElement, covered?: () => number}} [options] `focus`: what has it in the
+   *   scroller's place; `covered`: px at its lower edge over which something lies
    */
-  constructor(scroller, store, set, does, { measures, focus = scroller } = {}) {
+  constructor(scroller, store, set, does, { measures, focus = scroller, covered = () => 0 } = {}) {
     this.scroller = scroller
     this.store = store
     this.set = set
     this.does = does
     this.measures = measures
     this.focus = focus
+    this.covered = covered
     this.sheet = element("div", { class: "sheet", role: focus === scroller ? "presentation" : "grid", "aria-label": focus === scroller ? null : t("Candidates") })
     scroller.append(this.sheet)
     scroller.addEventListener("scroll", () => this.#show(), { passive: true })
@@ -53,6 +58,7 @@ export class Grid {
   }
 
   dispose() {
+    forget(this.sheet.querySelectorAll("img"))
     this.watcher.disconnect()
     this.store.removeEventListener("change", this.follow)
   }
@@ -84,6 +90,7 @@ export class Grid {
     const { view } = this.store
     const width = this.sheet.clientWidth
     if (!width) return
+    const kept = this.#seen // what others add above must not push it away
     const { cell, caption, gap } = this.measures ?? { ...SIZES[this.size], gap: GAP_PX }
     this.#columns = Math.max(2, Math.floor((width + gap) / (cell + gap)))
     const wide = (width - gap * (this.#columns - 1)) / this.#columns
@@ -92,6 +99,7 @@ export class Grid {
     const picture = Math.round(wide / shape)
     this.#rowHeight = picture + caption + gap
     this.gap = gap
+    const thumb = this.#thumb
     this.#thumb = THUMBS.find((size) => size >= Math.max(wide, picture) * Math.min(2, devicePixelRatio)) ?? 1024
     const count = Math.ceil(view.length / this.#columns)
     this.sheet.style.height = `${Math.max(0, count * this.#rowHeight - gap)}px`
@@ -102,19 +110,43 @@ export class Grid {
     const table = this.focus === this.scroller ? this.scroller : this.sheet
     table.setAttribute("aria-rowcount", String(count))
     table.setAttribute("aria-colcount", String(this.#columns))
+    const before = this.#pictures()
     this.sheet.replaceChildren()
     this.#rows.clear()
+    if (kept !== null) this.scroller.scrollTop = this.#top - kept
+    this.#hung = thumb === this.#thumb ? before : new Map()
     this.#reveal()
+    this.#hung = new Map()
+    forget([...before.values()].filter(({ isConnected }) => !isConnected))
   }
+
+  /** The pictures that hang there, by key. @returns {Map<string, HTMLImageElement>} */
+  #pictures() {
+    return new Map([...this.sheet.querySelectorAll(".card")].map((card) => [card.dataset.key, card.querySelector("img")]))
+  }
+
+  /** How far below the upper edge the current candidate is seen; null where it is not. */
+  get #seen() {
+    const card = this.sheet.querySelector(".card.current")
+    if (!card || card.dataset.key !== this.store.current) return null
+    const [{ top, bottom }, window] = [card.getBoundingClientRect(), this.scroller.getBoundingClientRect()]
+    const scale = window.height / this.scroller.offsetHeight || 1 // of a canvas around it
+    return bottom > window.top && top < window.bottom ? (top - window.top) / scale - this.sheet.offsetTop : null
+  }
+
+  get #top() {
+    return Math.floor(this.store.position / this.#columns) * this.#rowHeight
+  }
+
 
   /** Scroll the current candidate into view. */
   #reveal() {
     const { scroller, store, focus } = this
-    const top = Math.floor(store.position / this.#columns) * this.#rowHeight
+    const top = this.#top
     const padding = this.sheet.offsetTop
     if (store.position >= 0) {
       if (top < scroller.scrollTop) scroller.scrollTop = top
-      const bottom = top + this.#rowHeight + padding
+      const bottom = top + this.#rowHeight + padding + this.covered()
       if (bottom > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = bottom - scroller.clientHeight
     }
     this.#show()
@@ -131,7 +163,7 @@ export class Grid {
     const to = Math.min(last, Math.floor((scrollTop + clientHeight) / this.#rowHeight) + OVERSCAN)
     for (const [number, row] of this.#rows) {
       if (number >= from && number <= to) continue
-      for (const image of row.querySelectorAll("img")) image.removeAttribute("src") // cancels what is still loading
+      forget(row.querySelectorAll("img"))
       row.remove()
       this.#rows.delete(number)
     }
@@ -159,8 +191,7 @@ export class Grid {
 
   /** @param {import("./words.mjs").Candidate} candidate @param {number} column */
   #card(candidate, column) {
-    const image = element("img", { src: imageAddress(this.set, candidate.key, this.#thumb), alt: "", decoding: "async", draggable: "false" })
-    image.addEventListener("error", () => image.getAttribute("src") && image.parentElement?.classList.add("broken"))
+    const image = this.#hung.get(candidate.key) ?? this.#image(candidate.key)
     const picture = element("div", { class: "picture", "data-broken": t("This image cannot be shown") }, image, element("span", { class: "mark" }))
     const card = element(
       "div",
@@ -168,10 +199,17 @@ export class Grid {
       picture,
       !this.measures && this.#caption(candidate),
     )
+    picture.classList.toggle("broken", image.complete && image.hasAttribute("src") && !image.naturalWidth)
     if (!this.measures) picture.append(this.#quicks())
     this.#select(card)
     this.#mark(card, candidate)
     return card
+  }
+
+  #image(key) {
+    const image = element("img", { alt: "", decoding: "async", draggable: "false" })
+    for (const event of ["error", "load"]) image.addEventListener(event, () => image.parentElement?.classList.toggle("broken", event === "error"))
+    return load(image, imageAddress(this.set, key, this.#thumb))
   }
 
   #quicks() {

@@ -86,7 +86,9 @@ export class Header {
   #filters() {
     const { candidates, filter } = this.store
     const focused = find("#filters").contains(document.activeElement) ? /** @type {HTMLElement} */ (document.activeElement).dataset.filter : null
-    const chips = FILTERS.map((known) => ({ ...known, number: candidates.filter(known.holds).length }))
+    const counts = { ...this.store.counts, all: this.store.counts.total }
+    const numberOf = ({ name, holds }) => counts[name] ?? (this.store.incomplete ? 0 : candidates.filter(holds).length)
+    const chips = FILTERS.map((known) => ({ ...known, number: numberOf(known) }))
       .filter(({ always, number, name }) => always || number || name === filter)
       .map(({ name, word, number }) =>
         button(
@@ -122,7 +124,7 @@ export class Header {
       ["undo", this.store.undoable, t("Undo")],
       ["redo", this.store.redoable, t("Redo")],
     ])) {
-      const what = step && this.#nameOf(step)
+      const what = step && !this.store.state?.blind && this.#nameOf(step)
       find(`#${id}`).disabled = !step
       find(`#${id}-what`).textContent = what ? `${word} “${what}”` : word
     }

@@ -72,7 +72,9 @@ export class Look {
     const seen = this.#window([frame.clientWidth, frame.clientHeight], size)
     lay(candidate, seen, { scale: 1, x: 0, y: 0, size })
     if (source.naturalWidth && !find("#source-figure").hidden) this.#placeSource(source, frame, size, seen)
-    source.style.clipPath = this.split && !this.#held ? `inset(0 ${100 * (1 - this.#part(source, frame))}% 0 0)` : ""
+    const parted = this.split && !this.#held
+    source.style.clipPath = parted ? `inset(0 ${100 * (1 - this.#part(source, frame))}% 0 0)` : ""
+    candidate.style.clipPath = parted ? `inset(0 0 0 ${100 * this.#part(candidate, frame)}%)` : "" // also where the source ends before it
     this.#drawDivider(frame)
   }
 
@@ -104,9 +106,9 @@ export class Look {
     return { k, x: box[0] / 2 - this.#spot[0] * size[0] * k, y: box[1] / 2 - this.#spot[1] * size[1] * k }
   }
 
-  /** The divider as a part of the source's own width. */
-  #part(source, frame) {
-    const [left, width] = [parseFloat(source.style.left), parseFloat(source.style.width)]
+  /** The divider as a part of a picture's own width. */
+  #part(picture, frame) {
+    const [left, width] = [parseFloat(picture.style.left), parseFloat(picture.style.width)]
     return Math.max(0, Math.min(1, (this.#divider * frame.clientWidth - left) / (width || 1)))
   }
 

@@ -30,8 +30,6 @@ export class Outbox extends EventTarget {
   #timer = 0
   #sending = false
   #alone = 0 // parcels at the front that go one by one, because the server refused them together
-  /** How many requests of this tab the server has dealt with. */
-  acknowledged = 0
   /** @type {Parcel[]} */
   #parcels = []
   /** Why nothing gets through, in words, while that is so. @type {string|null} */
@@ -170,7 +168,6 @@ export class Outbox extends EventTarget {
   #acknowledge(number) {
     this.#parcels.splice(0, number)
     this.#alone = Math.max(0, this.#alone - number)
-    this.acknowledged += 1
     this.#failures = 0
     this.trouble = null
     this.#keep()

@@ -34,7 +34,7 @@ export function passReport(store, pace) {
   for (const { reasons: given } of decided) for (const reason of given) reasons.set(reason, (reasons.get(reason) ?? 0) + 1)
   const why = [...reasons].sort((a, b) => b[1] - a[1]).map(([reason, number]) => `${reasonWord(reason)} ${number}`)
   const tables = FACETS.filter(({ name }) => TOLD.includes(name)).map(({ word, of, say = String }) => table(t(word), verdictsBy(decided, of), say))
-  return element("section", { class: "report" }, element("p", { text: [line, pace].filter(Boolean).join(" ") }), why.length > 0 && element("p", { text: t("Reasons: {list}.", { list: why.join(", ") }) }), ...tables)
+  return element("section", { class: "report" }, element("h3", { text: t("This pass") }), element("p", { text: [line, pace].filter(Boolean).join(" ") }), why.length > 0 && element("p", { text: t("Reasons: {list}.", { list: why.join(", ") }) }), ...tables)
 }
 
 function table(title, rows, say) {

@@ -7,6 +7,7 @@
 import { imageAddress } from "./api.mjs"
 import { button, element, find, icon } from "./dom.mjs"
 import { t } from "./lang.mjs"
+import { forget, load } from "./pictures.mjs"
 import { reasonWord, wantsReasons, wordFor } from "./words.mjs"
 
 export class ReasonBar {
@@ -26,6 +27,7 @@ export class ReasonBar {
     this.set = set
     this.does = does
     this.bar = find("#reason-bar")
+    this.image = element("img", { dataset: { key: "" } })
     store.addEventListener("change", (/** @type {any} */ { detail }) => this.#follow(detail))
   }
 
@@ -98,10 +100,19 @@ export class ReasonBar {
     this.#draw()
   }
 
+  /** @param {string} key */
+  #hang(key) {
+    if (this.image.dataset.key === key) return
+    forget([this.image])
+    this.image = element("img", { alt: "", dataset: { key } })
+    if (key) load(this.image, imageAddress(this.set, key, 256))
+  }
+
   #draw() {
     if (this.#about) this.#ask(this.#about)
     const candidate = this.store.get(this.#about)
     this.bar.hidden = !candidate
+    this.#hang(candidate?.key ?? "")
     if (!candidate) this.#choosing = false
     this.bar.classList.toggle("choosing", this.#choosing)
     this.bar.classList.toggle("of-current", this.#about === this.store.current)
@@ -116,7 +127,7 @@ export class ReasonBar {
     )
     const hint = this.#pending ? t("needed: choose with 1–9") : this.strict && this.#choosing ? t("1–9 for more, Enter goes on") : this.#choosing ? t("1–9 choose, R when done") : t("optional")
     this.bar.replaceChildren(
-      element("img", { src: imageAddress(this.set, candidate.key, 256), alt: "" }),
+      this.image,
       element("div", { class: "question" }, element("b", {}, icon(label ?? "good"), label === "reject" ? t("Why reject?") : t("What needs correction?")), element("span", { text: hint })),
       element("div", { class: "chips", role: "group", "aria-label": t("Reasons: {label}", { label: wordFor(label) }) }, ...chips),
       button({ class: "quiet", "aria-label": this.#choosing ? t("Done") : t("Choose with the keyboard"), on: { click: () => this.toggle() } }, element("kbd", { text: "R" })),

@@ -11,10 +11,11 @@ import { commandsOf, listenToKeys, writeHelp } from "./keys.mjs"
 import { count, learn, mark, t, translate } from "./lang.mjs"
 import { Outbox } from "./outbox.mjs"
 import { passReport } from "./pass_report.mjs"
+import { again, settled } from "./pictures.mjs"
 import { showProjects } from "./projects.mjs"
 import { ReasonBar } from "./reason_bar.mjs"
 import { openRepair } from "./repair.mjs"
-import { Memory, Pace, goOnAfter, resumeLine, reviewer, setReviewer, writtenReviewer } from "./session.mjs"
+import { Memory, Pace, goOnFrom, resumeLine, reviewer, setReviewer, writtenReviewer } from "./session.mjs"
 import { ReviewStore } from "./store.mjs"
 import { QUESTIONS, Questions, showCoverage } from "./strict.mjs"
 import { Sync } from "./sync.mjs"
@@ -22,6 +23,8 @@ import { Viewer } from "./viewer.mjs"
 
 const AWAY = mark("ComfyUI does not answer. This page goes on by itself as soon as it is back; verdicts that were not saved yet are kept.")
 const RETRY_MS = 2_000
+const HEAD = 48 // candidates that a visit begins with, where there are many; the list of all follows
+const HEAD_MS = 1_500 // how long their pictures go before it
 const CLOSE = "flenwheel.close" // said to the page that holds this one
 
 /** @param {import("./api.mjs").CandidateSet} set @param {import("./api.mjs").Way} way @param {string|null} wanted key of the candidate to begin with */
@@ -34,11 +37,12 @@ async function review(set, way, wanted) {
   const memory = new Memory(set, way)
   const header = new Header(store, outbox, set, way, { pace, suggested: () => together(store.view, "suggested") })
   const viewer = new Viewer(store, set, { label, repair, closed: () => find("#grid").focus({ preventScroll: true }) })
-  const grid = new Grid(find("#grid"), store, set, { open: () => viewer.open(), label })
+  const covered = () => (find("#reason-bar").hidden ? 0 : find("#reason-bar").offsetHeight + 10)
+  const grid = new Grid(find("#grid"), store, set, { open: () => viewer.open(), label }, { covered })
   const finder = new Finder(store, set, (message) => header.complain(message))
   const questions = way.pass === "strict" ? new Questions(store) : null
   const reasons = new ReasonBar(store, set, { answered: () => store.goTo(store.nextUndecided()) })
-  const sync = new Sync(store, outbox, { ask: (since) => listing(set, way, since), pulse: () => pulse(set), complain: (message) => header.complain(message), saved: () => viewer.forgetHistory(), returned })
+  const sync = new Sync(store, outbox, { ask: (part) => listing(set, way, part), pulse: (walk) => pulse(set, walk), complain: (message) => header.complain(message), saved: () => viewer.forgetHistory(), returned })
 
   function returned(number) {
     header.say(count(number, "{n} correction came back. Look at it under Corrections.", "{n} corrections came back. Look at them under Corrections."))
@@ -131,25 +135,29 @@ async function review(set, way, wanted) {
   listenToKeys(commands, (key) => reasons.takes(key))
 
   const found = await outbox.open()
-  await untilAnswered(() => sync.refresh(), header)
+  const begins = !memory.kept && !wanted && !way.blind && way.pass !== "repeat"
+  await untilAnswered(() => (begins ? sync.begin(HEAD) : sync.refresh()), header)
   if (found) header.say(count(found, "{n} verdict from an earlier visit is being saved.", "{n} verdicts from an earlier visit are being saved."))
   settleIn({ store, grid, viewer, header, memory, wanted })
   const keep = () => memory.keep(store, { size: grid.size, viewer: viewer.isOpen })
   store.addEventListener("change", keep)
   addEventListener("pagehide", keep)
-  sync.watch()
   let connections = 0
   listen(set, {
     changed: (revision) => sync.look(revision),
     connected: () => {
       outbox.retry()
-      if (connections++) sync.look() // broadcasts were missed
+      if (!connections++) return
+      sync.look() // broadcasts were missed
+      again()
     },
     lost: () => {},
   })
+  if (store.incomplete) await settled(HEAD_MS).then(() => sync.look())
+  sync.watch()
 }
 
-/** Begin where the reviewer stopped: in this tab exactly, else at the first undecided image after the last one seen. */
+/** Begin where the reviewer stopped: in this tab exactly, else at the first undecided image from there on. */
 function settleIn({ store, grid, viewer, header, memory, wanted }) {
   const kept = memory.kept
   const { session } = store.state ?? {}
@@ -162,7 +170,7 @@ function settleIn({ store, grid, viewer, header, memory, wanted }) {
   else if (!kept) {
     const line = resumeLine(store)
     if (line) header.say(line)
-    store.goTo(goOnAfter(store, session?.key))
+    store.goTo(goOnFrom(store, session?.key))
   }
   find(viewer.isOpen ? "#stage" : "#grid").focus({ preventScroll: true })
 }

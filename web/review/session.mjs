@@ -87,9 +87,9 @@ export function resumeLine(store) {
   return correct ? `${line} ${count(correct, "{n} needs correction.", "{n} need correction.")}` : line
 }
 
-/** The first undecided candidate after the one where the reviewer stopped. @param {import("./store.mjs").ReviewStore} store @param {string|null|undefined} key */
-export function goOnAfter(store, key) {
-  const from = store.candidates.findIndex((candidate) => candidate.key === key) + 1
+/** The first undecided candidate from the one where the reviewer stopped. @param {import("./store.mjs").ReviewStore} store @param {string|null|undefined} key */
+export function goOnFrom(store, key) {
+  const from = Math.max(0, store.candidates.findIndex((candidate) => candidate.key === key))
   const around = [...store.candidates.slice(from), ...store.candidates.slice(0, from)]
   return around.find((candidate) => !candidate.label)?.key
 }

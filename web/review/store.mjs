@@ -5,10 +5,12 @@ import { wantsReasons } from "./words.mjs"
 
 /** @typedef {import("./words.mjs").Candidate} Candidate @typedef {import("./words.mjs").Verdict} Verdict @typedef {import("./filters.mjs").View} View */
 /** What undo takes back at once: one verdict, or all that were given together. @typedef {{batch: string, parts: {key: string, before: Verdict, after: Verdict}[]}} Step */
+/** @typedef {{total: number, undecided: number, good: number, needs_correction: number, reject: number}} Counts */
 /** A step of an earlier visit, which only the server remembers. @typedef {{batch: string, count: number, label: import("./words.mjs").Label|null, name: string}} RemoteStep */
 
 /** @param {Verdict} verdict @returns {Verdict} */
 export const verdictOf = ({ label, reasons, note, answers }) => ({ label, reasons: [...reasons], note, ...(answers && { answers: { ...answers } }) })
+const NONE = { total: 0, undecided: 0, good: 0, needs_correction: 0, reject: 0 }
 const same = (a, b) =>
   a.label === b.label && a.note === b.note && a.reasons.join() === b.reasons.join() && JSON.stringify(a.answers ?? {}) === JSON.stringify(b.answers ?? {})
 
@@ -34,8 +36,10 @@ export class ReviewStore extends EventTarget {
   /** @type {("undo"|"redo")[]} asked for while it does */
   #owed = []
   #outbox
-  /** @type {{total: number, undecided: number, good: number, needs_correction: number, reject: number}|null} counted once per change */
+  /** @type {Counts|null} counted once per change */
   #counts = null
+  /** @type {Counts} of what the server has beside `candidates`, while only the first are here */
+  #beyond = NONE
 
   /** @param {import("./outbox.mjs").Outbox} outbox */
   constructor(outbox) {
@@ -51,8 +55,13 @@ export class ReviewStore extends EventTarget {
     return this.shown.order
   }
 
+  /** Whether more candidates are on their way than are here. */
+  get incomplete() {
+    return this.#beyond !== NONE
+  }
+
   /** Take the server's answer. The first one fills the view, a later one keeps it and adds what is new. */
-  load({ items, partial, ...state }) {
+  load({ items, partial, more, ...state }) {
     const first = !this.project
     this.#counts = null
     this.state = state
@@ -61,6 +70,7 @@ export class ReviewStore extends EventTarget {
     if (partial) this.#merge(items)
     else this.candidates = items
     this.#byKey = new Map(this.candidates.map((candidate) => [candidate.key, candidate]))
+    this.#beyond = more ? countsOf(items, state.counts, -1) : NONE
     for (const { key, ...verdict } of this.#outbox.events) Object.assign(this.#byKey.get(key) ?? {}, verdictOf(verdict), { origin: "person" })
     for (const key of this.selected) if (!this.#byKey.has(key)) this.selected.delete(key)
     if (first) return this.choose({})
@@ -113,15 +123,9 @@ export class ReviewStore extends EventTarget {
     return this.view.filter((candidate) => !holds(candidate)).length
   }
 
-  /** @returns {{total: number, undecided: number, good: number, needs_correction: number, reject: number}} */
+  /** @returns {Counts} */
   get counts() {
-    return (this.#counts ??= this.#count())
-  }
-
-  #count() {
-    const counts = { total: this.candidates.length, undecided: 0, good: 0, needs_correction: 0, reject: 0 }
-    for (const { label } of this.candidates) counts[label ?? "undecided"] += 1
-    return counts
+    return (this.#counts ??= countsOf(this.candidates, this.#beyond, 1))
   }
 
   /** @param {string|null} key @returns {Candidate|undefined} */
@@ -321,4 +325,12 @@ export class ReviewStore extends EventTarget {
     this.#counts = null
     this.dispatchEvent(new CustomEvent("change", { detail: { what, key } }))
   }
+}
+
+/** Candidates by label, added to or taken from others. @param {Candidate[]} candidates @param {Counts} others @param {1|-1} sign @returns {Counts} */
+function countsOf(candidates, others, sign) {
+  const counts = { ...others }
+  counts.total += sign * candidates.length
+  for (const { label } of candidates) counts[label ?? "undecided"] += sign
+  return counts
 }

@@ -73,18 +73,23 @@ export async function showCoverage(set, reviewer, report, complain) {
   try {
     const [map, agreed] = await Promise.all([coverage(set), agreement(set, reviewer)])
     const advice = map.picked < FEW ? t("Pick {few} to {many}: {n} so far.", { few: FEW, many: MANY, n: map.picked }) : map.picked > MANY ? t("{n} picked; {few} to {many} are enough.", { n: map.picked, few: FEW, many: MANY }) : t("{n} picked: enough for a strong set.", { n: map.picked })
-    const dialog = openDialog(
-      t("This pass, and what the set covers"),
-      report,
+    const covers = element(
+      "section",
+      { class: "report" },
       element("h3", { text: t("What the set covers") }),
       element("p", { text: advice }),
+      map.missing?.length ? element("p", {}, element("b", { text: t("Still missing: ") }), map.missing.join(", ")) : null,
       table(t("Angle"), map.angle),
       table(t("Expression"), map.expression),
-      map.missing?.length ? element("p", {}, element("b", { text: t("Still missing: ") }), map.missing.join(", ")) : null,
       element("h3", { text: t("Your agreement with yourself") }),
       ...agreements(agreed),
+    )
+    const dialog = openDialog(
+      t("This pass, and what the set covers"),
+      element("div", { class: "reports" }, report, covers),
       element("div", { class: "dialog-end" }, button({ class: "primary", autofocus: true, text: t("Close"), on: { click: () => dialog.close() } })),
     )
+    dialog.classList.add("wide")
   } catch (error) {
     if (!(error instanceof ServerError) && !unreachable(error)) throw error
     complain(error instanceof ServerError ? error.message : t("ComfyUI does not answer."))

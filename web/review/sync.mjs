@@ -12,11 +12,16 @@ export class Sync {
   #heard = "" // the newest one a broadcast or an answer has named since the last look
   #settling = 0
   #feeling = false
+  #inspected = false // every file, as a visit begins; the list alone trusts a folder that has not changed
+  /** @type {Promise<void>|null} the question that is being asked */
+  #asking = null
+  /** @type {{follows: string, revision: string, changed?: any[]}[]} what the server has stored of ours while it is */
+  #meanwhile = []
   #told = "" // what was said about missing files
 
   /**
    * @param {import("./store.mjs").ReviewStore} store @param {import("./outbox.mjs").Outbox} outbox
-   * @param {{ask: (since?: string) => Promise<any>, pulse?: () => Promise<{revision: string, disk: string}>, complain: (message: string) => void, saved: () => void, returned?: (number: number) => void}} does
+   * @param {{ask: (part: {since?: string, head?: number}) => Promise<any>, pulse?: (walk: boolean) => Promise<{revision: string, disk: string}>, complain: (message: string) => void, saved: () => void, returned?: (number: number) => void}} does
    *   `returned`: so many more corrections are there
    */
   constructor(store, outbox, does) {
@@ -33,19 +38,28 @@ export class Sync {
     })
   }
 
-  /** Ask for everything, or for what has changed. */
-  async refresh() {
-    for (;;) {
-      const dealtWith = this.outbox.acknowledged
-      this.#heard = ""
-      const answer = await this.does.ask(this.#known || undefined)
-      if (dealtWith !== this.outbox.acknowledged) continue // asked before, answered after a verdict was stored: ask again
-      if (answer.partial && answer.disk !== this.store.state?.disk) {
-        this.#known = "" // files changed as well, of which a part of the list says nothing
-        continue
-      }
-      this.#take(answer)
-      break
+  /** Ask for the first candidates where there are many; the next look then brings all. @param {number} head */
+  async begin(head) {
+    const answer = await this.does.ask({ head })
+    if (answer.more) this.store.load(answer)
+    else this.#take(answer)
+  }
+
+  /** Ask for everything, or for what has changed; one question at a time. @returns {Promise<void>} */
+  refresh() {
+    return (this.#asking ??= this.#ask().finally(() => (this.#asking = null)))
+  }
+
+  async #ask() {
+    this.#heard = ""
+    this.#meanwhile = []
+    let answer = await this.does.ask({ since: this.#known || undefined })
+    if (answer.partial && answer.disk !== this.store.state?.disk) answer = await this.does.ask({}) // a part says nothing of files that came or went
+    this.#take(answer)
+    for (const { follows, revision, changed } of this.#meanwhile.filter((saved) => newer(saved.revision, answer.revision))) {
+      this.store.update(changed ?? []) // asked before it was stored, answered after
+      if (follows === this.#known) this.#known = revision
+      else this.#heard = revision
     }
     if (this.#heard) this.look(this.#heard)
   }
@@ -66,13 +80,15 @@ export class Sync {
     addEventListener("focus", feel)
     document.addEventListener("visibilitychange", feel)
     setInterval(feel, PULSE_MS)
+    feel()
   }
 
   async #feel() {
     if (document.hidden || this.outbox.size || this.#feeling || !this.store.project) return
     this.#feeling = true
     try {
-      const { revision, disk } = /** @type {any} */ (await this.does.pulse?.())
+      const { revision, disk } = /** @type {any} */ (await this.does.pulse?.(!this.#inspected))
+      this.#inspected = true
       if (disk !== this.store.state?.disk) {
         this.#known = ""
         this.look()
@@ -99,6 +115,7 @@ export class Sync {
   /** @param {{answer: any, parcel: import("./outbox.mjs").Parcel}} saved */
   #saved({ answer, parcel }) {
     const { store } = this
+    if (this.#asking) this.#meanwhile.push(answer)
     if (answer.follows === this.#known) this.#known = answer.revision // nobody else was at work in between
     if (store.state) Object.assign(store.state, { undo: answer.undo ?? null, redo: answer.redo ?? null })
     store.update(answer.changed ?? [])
@@ -118,6 +135,12 @@ export class Sync {
     const rest = missing.length > 1 ? ` ${t("and {n} more", { n: missing.length - 1 })}` : ""
     this.does.complain(t("{name} cannot be shown: {why}", { name, why: why + rest }))
   }
+}
+
+/** Whether one revision tells of something that another does not. @param {string} one @param {string} other */
+function newer(one, other) {
+  const [[verdict, undo], [known, undone]] = [one, other].map((revision) => revision.split(".").map(Number))
+  return verdict > known || undo > undone
 }
 
 const corrections = ({ candidates }) => candidates.reduce((sum, { corrections: back }) => sum + (back?.length ?? 0), 0)

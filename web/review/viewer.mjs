@@ -6,6 +6,7 @@ import { Evidence } from "./evidence.mjs"
 import { ORIGINS } from "./filters.mjs"
 import { language, t } from "./lang.mjs"
 import { Look } from "./look.mjs"
+import { forget, load } from "./pictures.mjs"
 import { repairLine } from "./repair.mjs"
 import { listenToSwipes } from "./swipe.mjs"
 import { LABELS, reasonWord, wantsReasons, wordFor } from "./words.mjs"
@@ -17,6 +18,7 @@ export class Viewer {
   #shown = "" // key whose pictures are shown
   /** @type {string|undefined} */
   #source // key of the source that hangs there
+  /** @type {HTMLImageElement[]} */
   #ahead = [] // kept, so that the browser does not drop what it fetches
 
   /**
@@ -37,6 +39,8 @@ export class Viewer {
     find("#viewer-next").addEventListener("click", () => store.move(1))
     find("#viewer-zoom").addEventListener("click", () => this.look.toggleZoom())
     find("#viewer-split").addEventListener("click", () => this.look.toggleSplit())
+    find("#viewer-hold").addEventListener("pointerdown", () => this.look.hold(true))
+    for (const event of ["pointerup", "pointerleave", "pointercancel"]) find("#viewer-hold").addEventListener(event, () => this.look.hold(false))
     find("#viewer-repair").addEventListener("click", () => does.repair())
     find("#verdicts").append(
       ...LABELS.map(({ label, word, key, icon: symbol }) =>
@@ -107,9 +111,9 @@ export class Viewer {
     this.note.value = candidate.note
     const { prompt, name } = candidate
     const placed = () => this.look.place()
-    hang("#picture", imageAddress(this.set, candidate.key, "full"), { alt: t("Candidate: {prompt}", { prompt: prompt || name || "" }), thumb: imageAddress(this.set, candidate.key, 256), placed })
+    hang("#picture", imageAddress(this.set, candidate.key, "full"), { alt: t("Candidate: {prompt}", { prompt: prompt || name || "" }), thumb: imageAddress(this.set, candidate.key, 256), placed, image: this.#ahead.find(({ dataset }) => dataset.key === candidate.key) })
     const other = this.#counterpart(candidate)
-    find("#source-figure").hidden = !other
+    for (const needed of ["#source-figure", "#viewer-hold", "#viewer-split"]) find(needed).hidden = !other
     if (other && this.#source !== other.key) hang("#source", other.address, { alt: t("Source: {name}", { name: other.name }), placed })
     this.#source = other?.key
     find("#source-word").textContent = candidate.corrects ? t("Before") : t("Source")
@@ -144,7 +148,7 @@ export class Viewer {
   #repairs(candidate) {
     find("#repairs").textContent = repairLine(candidate)
     const back = (candidate.corrections ?? []).map(({ stage, key, name, label }) =>
-      element("a", { class: "sibling", dataset: { label: label ?? "undecided" }, href: pageAddress({ ...this.set, stage }), title: name }, element("img", { src: imageAddress({ ...this.set, stage }, key, 256), alt: name })),
+      element("a", { class: "sibling", dataset: { label: label ?? "undecided" }, href: pageAddress({ ...this.set, stage }), title: name }, load(element("img", { alt: name }), imageAddress({ ...this.set, stage }, key, 256))),
     )
     find("#corrections").replaceChildren(...back)
   }
@@ -168,11 +172,9 @@ export class Viewer {
 
   #fetchAhead() {
     const { view, position } = this.store
-    this.#ahead = view.slice(position + 1, position + 1 + AHEAD).map((candidate) => {
-      const image = new Image()
-      image.src = imageAddress(this.set, candidate.key, "full")
-      return image
-    })
+    const next = view.slice(position + 1, position + 1 + AHEAD).map(({ key }) => key)
+    forget(this.#ahead.filter(({ dataset, isConnected }) => !next.includes(dataset.key) && !isConnected))
+    this.#ahead = next.map((key) => this.#ahead.find(({ dataset }) => dataset.key === key) ?? load(element("img", { dataset: { key } }), imageAddress(this.set, key, "full")))
   }
 
   /** Ask for the history again: a verdict has been stored. */
@@ -182,13 +184,13 @@ export class Viewer {
   }
 }
 
-/** Put a new picture into its place. A new element, because an old one shows the old picture until the new one has arrived. */
-function hang(place, address, { alt, thumb = "", placed }) {
-  const image = element("img", { id: place.slice(1), src: address, alt, draggable: "false" })
-  if (thumb) image.style.backgroundImage = `url("${thumb}")`
+/** Put a new picture into its place, `image` if it was fetched ahead. Another element, because the old one shows the old picture until the new one has arrived. */
+function hang(place, address, { alt, thumb = "", placed, image = element("img") }) {
+  Object.assign(image, { id: place.slice(1), alt, draggable: false })
   const figure = find(place).closest("figure")
   figure.classList.remove("broken")
   image.addEventListener("load", () => {
+    figure.classList.remove("broken")
     image.style.removeProperty("background-image")
     placed()
   })
@@ -198,7 +200,21 @@ function hang(place, address, { alt, thumb = "", placed }) {
     const why = await whyNot(address)
     if (why && image.isConnected) figure.dataset.broken = why
   })
+  forget([find(place)])
   find(place).replaceWith(image)
+  load(image, address, true)
+  if (image.naturalWidth) placed()
+  else if (thumb) hangFirst(thumb, image)
+}
+
+let small = element("img")
+
+/** Show the thumbnail until the whole picture is there. */
+function hangFirst(thumb, image) {
+  forget([small])
+  small = element("img")
+  small.addEventListener("load", () => !image.naturalWidth && (image.style.backgroundImage = `url("${thumb}")`))
+  load(small, thumb, true)
 }
 
 function entry({ label, reasons, note, at, reviewer, origin, pass, undone }) {
