@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from .pages import comfy_page, executed, post
+from .pages import comfy_page, executed, post, text
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 
@@ -51,7 +51,7 @@ def test_the_button_opens_the_review_of_this_gate(graph, reviewed):
     graph.evaluate("() => app.graph.nodes[0].widgets.find((widget) => widget.type === 'button').callback()")
     frame = graph.wait_for_selector("dialog.flw-room[open] iframe").content_frame()
     frame.wait_for_selector(".card")
-    assert frame.text_content("#project-name") == reviewed.project.name
+    assert text(frame, "#project-name") == reviewed.project.name
 
 
 def test_nothing_of_it_is_saved(graph, reviewed):

@@ -57,7 +57,7 @@ def until(happened, patience_s=60.0):
 def training(server, request):
     """A slow rehearsal under way, with a few steps behind it."""
     name = request.node.name.removeprefix("test_").replace("[", " ").replace("]", "")[-50:].strip(" _")
-    project, job = trained(server, name, steps=400, seconds_per_step=0.1)
+    project, job = trained(server, name, steps=4_000, seconds_per_step=0.1)  # longer than any page takes to open
     until(lambda: job.status().step >= 2)
     yield project, job
     run.stop(job)
@@ -75,7 +75,7 @@ def test_the_monitor_is_live_stops_and_goes_on(server, training, new_tab):
     first = tab.evaluate("document.querySelector('.monitor .course').getAttribute('d')")
     tab.wait_for_function("(before) => document.querySelector('.monitor .course').getAttribute('d') !== before", arg=first)
     figures = tab.inner_text(".monitor .figures")
-    assert "of 400" in figures and "steps per s" in figures and "MiB" in figures, figures
+    assert "of 4000" in figures and "steps per s" in figures and "MiB" in figures, figures
     assert tab.locator(f"#jobs .job[aria-current]:has-text('{project.name}')").count() == 1
 
     tab.get_by_role("button", name="Stop", exact=True).click()

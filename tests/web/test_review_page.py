@@ -8,7 +8,7 @@ import pytest
 from comfyui_flenwheel.flywheel import ledger, review
 from PIL import Image, ImageStat
 
-from .pages import all_saved, press, shown, text
+from .pages import all_saved, press, shown, text, undisturbed
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 
@@ -158,7 +158,7 @@ def post(reviewed, body):
 
 
 def test_a_refused_verdict_is_told_and_holds_up_no_other(reviewed, new_tab):
-    tab = shown(new_tab(reviewed.address))
+    tab = undisturbed(new_tab, reviewed.address)
     reviewed.candidates.path(reviewed.candidates.images[1]).unlink()
     press(tab, "131")
     all_saved(tab)
