@@ -124,21 +124,27 @@ def main() -> None:
     ):
         browser = driver.chromium.launch(executable_path=os.environ.get("FLEN_CHROMIUM"), args=["--no-sandbox", "--disable-gpu"])
         for count in asked.counts:
-            reviewed = candidates(server.base / "output" / "flenwheel", count, png, SIZE)
             for naive in (True, False):
                 if not naive or count <= MOST_NAIVE:
+                    home = server.base / "output" / "flenwheel"
+                    reviewed = candidates(home, count, png, SIZE, name="naive" if naive else "bench")
                     rows.append(
-                        [f"{count:,}", "naive grid" if naive else "review page", *measured(browser, server, reviewed, asked, naive=naive)]
+                        [
+                            f"{count:,}",
+                            "naive grid" if naive else "review page",
+                            *measured(browser, server, reviewed, count, asked, naive=naive),
+                        ]
                     )
                     write(rows, asked)
                     log.info("%s after %.0f s", " | ".join(rows[-1]), time.perf_counter() - began)
         browser.close()
 
 
-def measured(browser: Browser, server: Server, stage: Stage, asked: argparse.Namespace, *, naive: bool) -> list[str]:
+def measured(browser: Browser, server: Server, stage: Stage, count: int, asked: argparse.Namespace, *, naive: bool) -> list[str]:
     """The figures of one page, as cells of the table."""
     where = f"{server.address}/flenwheel/review/{stage.project.folder_name}/enriched/v1"
-    cold = opened(browser, server, stage, where, naive=naive)[1]
+    page, cold = opened(browser, server, stage, where, naive=naive)
+    hurried = labelled(page, where, min(asked.verdicts // 2, count // 4), naive=naive)[1]
     page, warm = opened(browser, server, stage, where, naive=naive)
     tools = page.context.new_cdp_session(page)
     tools.send("Performance.enable")
@@ -149,9 +155,7 @@ def measured(browser: Browser, server: Server, stage: Stage, asked: argparse.Nam
     layout = 1_000 * sum(after[name] - before[name] for name in ("LayoutDuration", "RecalcStyleDuration")) / asked.frames
     page.wait_for_timeout(500)
     memory = renderer_mb()
-    verdicts = min(asked.verdicts, page.evaluate("async (where) => (await (await fetch(where)).json()).counts.total", where) // 2)
-    times = page.evaluate(NAIVE_LABEL, [where, verdicts]) if naive else page.evaluate(LABEL, verdicts)
-    seen, saved = (sorted(time[part] for time in times) for part in (0, 1))
+    seen, saved = labelled(page, where, min(asked.verdicts, count // 2), naive=naive)
     page.context.close()
     return [
         f"{cold / 1_000:.2f} / {warm / 1_000:.2f}",
@@ -162,7 +166,14 @@ def measured(browser: Browser, server: Server, stage: Stage, asked: argparse.Nam
         f"{memory:.0f}",
         f"{quantile(seen, 0.5):.1f} / {quantile(seen, 0.99):.1f}",
         f"{quantile(saved, 0.5):.0f} / {quantile(saved, 0.99):.0f}",
+        f"{quantile(hurried, 0.5):.0f} / {quantile(hurried, 0.99):.0f}",
     ]
+
+
+def labelled(page: Page, where: str, verdicts: int, *, naive: bool) -> tuple[list[float], list[float]]:
+    """Milliseconds from each key to its mark, and to the server's acknowledgement; both sorted."""
+    times = page.evaluate(NAIVE_LABEL, [where, verdicts]) if naive else page.evaluate(LABEL, verdicts)
+    return sorted(time[0] for time in times), sorted(time[1] for time in times)
 
 
 def opened(browser: Browser, server: Server, stage: Stage, where: str, *, naive: bool) -> tuple[Page, float]:
@@ -192,12 +203,12 @@ def quantile(values: list[float], part: float) -> float:
 
 
 def write(rows: list[list[str]], asked: argparse.Namespace) -> None:
-    head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) |"
-    table = [head, "|---" * 10 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) | the same at once after opening, thumbnails new |"
+    table = [head, "|---" * 11 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     text = f"""# The review page, and a naive grid
 
 ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} (this benchmark makes about 2), Python {platform.python_version()}. {asked.frames} frames of
-{STEP_PX} px scrolling; {asked.verdicts} verdicts one after the other (at most half of the images). Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
+{STEP_PX} px scrolling; {asked.verdicts} verdicts one after the other (at most half of the images), and half as many as soon as the first pictures are there. Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
 few kB, which flatters the naive grid: real candidates are a hundred times as large on disk. The naive grid holds every image in the page at once, as
 its full file, and marks a card when the server has answered.
 

@@ -1,11 +1,11 @@
-"""How long somebody who sees the review page for the first time takes for 100 images, on the real server in a real browser.
+"""How long people who see the review page for the first time take for 100 images each, on the real server in real browsers.
 
     FLEN_COMFYUI=<ComfyUI> FLEN_CHROMIUM=<Chromium> python benchmarks/new_reviewer.py [seed …]
 
 Every pause is really slept. The script stands for a person: it reads the page and its help before the first key, uses only keys that the page
 shows all the time (1 2 3, R and the digits of the reasons, Space, U), looks at each image for a time drawn anew, looks twice at some, gives
 reasons for half of what is not good, and now and then takes a slip back. How long people look is taken from guides for photographers who cull
-with instant previews, 1 to 3 seconds an image. It shows that the page keeps up with people and needs no more keys than it says; it is no study
+with instant previews, 1 to 3 seconds an image. All persons sit at one server at the same time, each in a browser and a project of their own. It shows that the page keeps up with people and needs no more keys than it says; it is no study
 with people. Prints a table and writes results/new_reviewer.md.
 """
 
@@ -17,6 +17,7 @@ import random
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - gives the pack its name
 from comfyui_flenwheel.nodes.launch import Server  # noqa: E402
-from web.pages import all_saved, await_review, shown  # noqa: E402
+from web.pages import Reviewed, all_saved, await_review, shown  # noqa: E402
 
 IMAGES, GOAL_S = 100, 300
 READS_PAGE_S, READS_HELP_S = 12.0, 15.0
@@ -81,8 +82,19 @@ class Person:
             self.press("Escape")
 
 
+def visit(reviewed: Reviewed, seed: int) -> list[str]:
+    """One person in a browser of their own."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=os.environ.get("FLEN_CHROMIUM"), args=["--no-sandbox", "--disable-gpu"])
+        row = review(browser.new_context(viewport={"width": 1280, "height": 800}).new_page(), reviewed.address, seed)
+        browser.close()
+    assert None not in reviewed.labels()
+    print(row, flush=True)
+    return row
+
+
 def review(page: Page, address: str, seed: int) -> list[str]:
-    """One person's visit, as cells of the table."""
+    """One person's review, as cells of the table."""
     began = time.monotonic()
     page.goto(address)
     shown(page)
@@ -103,21 +115,14 @@ def review(page: Page, address: str, seed: int) -> list[str]:
 
 
 def main() -> None:
-    seeds = [int(word) for word in sys.argv[1:]] or [1]
-    rows: list[list[str]] = []
+    seeds = [int(word) for word in sys.argv[1:]] or [1, 2, 3]
     with (
         tempfile.TemporaryDirectory() as folder,
         Server(Path(os.environ["FLEN_COMFYUI"]), Path(sys.executable), Path(folder)) as server,
-        sync_playwright() as driver,
+        ThreadPoolExecutor(len(seeds)) as together,
     ):
-        browser = driver.chromium.launch(executable_path=os.environ.get("FLEN_CHROMIUM"), args=["--no-sandbox", "--disable-gpu"])
-        for seed in seeds:
-            reviewed = await_review(server, f"newcomer {seed}", IMAGES)
-            page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-            rows.append(review(page, reviewed.address, seed))
-            assert None not in reviewed.labels()
-            print(rows[-1], flush=True)
-        browser.close()
+        waiting = [await_review(server, f"newcomer {seed}", IMAGES) for seed in seeds]
+        rows = list(together.map(visit, waiting, seeds))
     table = ["| person | seconds | of these paused | of these the page and the keys | keys | under 5 minutes |", "|---" * 6 + "|"]
     table += ["| " + " | ".join(row) + " |" for row in rows]
     method = " ".join((__doc__ or "").split("\n\n")[2].replace(" Prints a table and writes results/new_reviewer.md.", "").split())
@@ -126,7 +131,8 @@ def main() -> None:
         f" {REASON_S} s, a slip in {SLIPS:.0%}; the page {READS_PAGE_S:.0f} s and its help {READS_HELP_S:.0f} s at first.\n\n"
         + "\n".join(table)
     )
-    written += f"\n\n{os.cpu_count()} cores, Python {platform.python_version()}, headless Chromium in software.\n"
+    load = f"load {os.getloadavg()[0]:.1f}, " if hasattr(os, "getloadavg") else ""
+    written += f"\n\n{os.cpu_count()} cores, {load}Python {platform.python_version()}, headless Chromium in software.\n"
     (ROOT / "benchmarks" / "results" / "new_reviewer.md").write_text(written, encoding="utf-8")
     print(written)
 
