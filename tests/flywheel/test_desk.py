@@ -128,6 +128,20 @@ def test_a_changed_file_is_named(desk):
     assert missing[1] == path.name and "changed on disk" in missing[2]
 
 
+def test_a_look_at_every_file_walks_only_where_one_is_another(desk, monkeypatch):
+    give(desk, "good", 0)
+    desk.catch_up()
+    with monkeypatch.context() as patch:
+        patch.setattr(desk, "_walk", lambda: pytest.fail("walked, and nothing had changed"))
+        desk.inspect()
+    path, turns = desk.file(keys(desk)[1]), desk.turns
+    path.write_bytes(path.read_bytes() + b"tail")  # the folder does not tell
+    desk.catch_up()
+    assert not desk.missing() and desk.turns == turns
+    desk.inspect()
+    assert [name for _, name, _ in desk.missing()] == [path.name] and desk.turns == turns + 1
+
+
 def test_an_empty_stage_has_a_review_of_nothing(project):
     stage = project.stage("synthetic")
     stage.folder.mkdir(parents=True)

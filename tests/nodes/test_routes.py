@@ -1,10 +1,12 @@
 """The review's routes against the real server: what they answer, and what they refuse."""
 
+import gzip
 import http.client
 import io
 import json
 import os
 import sys
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -308,6 +310,26 @@ def test_the_state_names_everything_a_page_needs(send, candidates):
     send("/labels", verdicts(candidates, "reject", 1))
     _, news = send(f"?since={revision}")
     assert news["partial"] and [item["key"] for item in news["items"]] == [candidates.images[1].key]
+
+
+def test_a_long_list_begins_with_a_screenful_from_where_one_stopped(server, send, candidates):
+    more = [Image.new("RGB", (8, 8), (number, 200, 0)) for number in range(56)]
+    adopt(candidates.project.stage("enriched"), more, caption="photo of ohwx_char person", prompt="a")
+    keys = [item["key"] for item in send("")[1]["items"]]
+    send("/labels", {"reviewer": "Ada", "events": [{"key": keys[number], "label": "good"} for number in (0, 31)]})
+    send("/session", {"reviewer": "Ada", "key": keys[30]})
+    state = send("?head=3&reviewer=Ada")[1]
+    assert [item["key"] for item in state["items"]] == [keys[30], keys[32], keys[33]] and state["more"] == 57
+    assert state["counts"]["undecided"] == 58 and state["counts"]["total"] == 60
+    assert [item["key"] for item in send("?head=3&reviewer=Grace")[1]["items"]] == keys[1:4]
+    whole = send("?head=6&reviewer=Ada")[1]  # too few to be worth two answers
+    assert len(whole["items"]) == 60 and "more" not in whole
+
+    address = server.address + comfy.review_path(candidates.project.folder_name)
+    with urllib.request.urlopen(urllib.request.Request(address, headers={"Accept-Encoding": "gzip, deflate"})) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        packed = answer.read()
+    assert len(packed) < 10_000 and [item["key"] for item in json.loads(gzip.decompress(packed))["items"]] == keys
 
 
 def test_the_strict_pass_sees_what_was_good_and_wants_reasons(send, candidates):

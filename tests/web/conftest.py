@@ -11,6 +11,7 @@ from comfyui_flenwheel.nodes.launch import Server
 
 from .pages import Reviewed, await_review
 
+PATIENCE_MS = 120_000  # what is waited for comes in a second, on a machine that has nothing else to do
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
@@ -49,6 +50,7 @@ def new_tab(browser) -> Iterator[Callable]:
     def open_tab(address: str, *, visitor: str = "one", **options):
         if visitor not in visitors:
             visitors[visitor] = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **options})
+            visitors[visitor].set_default_timeout(PATIENCE_MS)
         tab = visitors[visitor].new_page()
         tab.on("pageerror", lambda error: faults.append(str(error)))
         tab.goto(address)

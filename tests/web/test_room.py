@@ -132,7 +132,7 @@ def test_the_whole_story_by_keyboard(server, new_tab, photos, tmp_path, renderer
 
 
 def ended(graph):
-    graph.wait_for_function("window.ended", timeout=300_000)
+    graph.wait_for_function("window.ended", timeout=1_200_000)  # seventy edits and their faces; a minute where nothing else runs
     assert graph.evaluate("window.ended") == "execution_success"
 
 
