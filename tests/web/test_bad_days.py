@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from comfyui_flenwheel.flywheel import ledger
+from comfyui_flenwheel.flywheel.candidates import adopt
+from comfyui_flenwheel.flywheel.project import open_project
 from comfyui_flenwheel.nodes.launch import Server
 
-from .pages import all_saved, await_review, post, press, shown, text, undisturbed
+from .pages import all_saved, await_review, portrait, post, press, shown, text, undisturbed
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 
@@ -98,6 +100,24 @@ def test_an_image_that_cannot_be_decoded_is_marked_and_can_be_rejected(server, n
     press(tab, ["3"])
     all_saved(tab)
     assert reviewed.labels() == [None, None, "reject", None]
+
+
+def test_no_image_is_said_and_the_first_one_appears_by_itself(server, new_tab):
+    stage = open_project(server.base / "output" / "flenwheel", "empty yet", instance_token="ohwx_char", class_noun="person").stage(
+        "enriched"
+    )
+    stage.folder.mkdir(parents=True)
+    tab = new_tab(f"{server.address}/flenwheel/review?project={stage.project.folder_name}&stage=enriched&version=v1")
+    tab.wait_for_selector("#empty:not([hidden])")
+    press(tab, ["1", "u", "End", "n", "Enter", "s", "Control+a", "3", "r", "q"])
+    assert "No candidates here yet" in text(tab, "#empty") and tab.is_disabled("#continue")
+    adopt(stage, [portrait(1)], caption="photo of ohwx_char person")
+    look(tab)
+    shown(tab)
+    press(tab, ["1"])
+    all_saved(tab)
+    assert text(tab, "#decided") == "All 1 decided"
+    assert [event.label for event in ledger.labels(stage.project).values()] == ["good"]
 
 
 @pytest.mark.slow
