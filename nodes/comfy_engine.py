@@ -42,7 +42,7 @@ from .comfy_tables import Tables, let_go
 
 VERSION = "1"  # raise it when the same request gives other pixels
 LOOKAHEAD = 32  # prompts encoded before the model is needed: about 10 MB of memory each
-KEPT = 16  # control images, and negative prompts, whose encoding is kept
+KEPT = LOOKAHEAD + 2  # control images (and Pictures 2 and 3), and negative prompts: fewer, and each image would need the text encoder again
 MAX_TOKENS = 1024  # of a prompt without its pictures: what Qwen-Image was trained with
 BLACK = 3 / 255  # brightest value of a picture that counts as black
 CLASSES: dict[str, tuple[type, tuple[type, ...]]] = {  # by the type in Load CLIP: the model's class and what may read the prompt

@@ -350,6 +350,24 @@ def ahead():
     return {"is": foresighted, "apart": [apart(a, b) for a, b in zip(alone, together, strict=True)], "encoded before image": calls}
 
 
+def many_photos():
+    """As many photographs as prompts are encoded ahead: nothing is encoded again between the images."""
+    photo, orders = Image.open(PHOTO).convert("RGB").resize((64, 64)), []
+    for number in range(comfy_engine.LOOKAHEAD):
+        path = Path(BASE) / f"many{number}.png"
+        photo.rotate(number).save(path)
+        orders.append(request(size=(64, 64), controls=(path,), seed=number))
+    encode, calls, made = MODELS["clip"].encode_from_tokens_scheduled, [], 0
+    MODELS["clip"].encode_from_tokens_scheduled = lambda *given, **named: (calls.append(made), encode(*given, **named))[1]
+    with editor(options=comfy_engine.Options(steps=1, cfg=2.0)).session() as edit:
+        edit.expect(orders)
+        for order in orders[:3]:
+            edit(order, quiet)
+            made += 1
+    del MODELS["clip"].encode_from_tokens_scheduled
+    return [len(calls) / comfy_engine.LOOKAHEAD, max(calls)]
+
+
 def encoding_on_the_side():
     """A second session makes the same bytes."""
     return apart(pixels(editor()), BASELINE)
@@ -512,6 +530,7 @@ CHECKS = (
     progress,
     reports,
     ahead,
+    many_photos,
     encoding_on_the_side,
     plans,
     tables,

@@ -113,6 +113,10 @@ def test_prompts_are_encoded_before_the_first_image_and_the_images_are_the_same(
     assert all(difference == NOTHING for difference in ahead["apart"])
 
 
+def test_no_prompt_is_encoded_twice_however_many_photos_there_are(told):
+    assert told["many_photos"] == [2.0, 0], "prompt and negative of each photo, all before the first image"
+
+
 def test_the_memory_plan_is_told_before_and_the_truth_after(told):
     plans = told["plans"]
     assert plans["before"] == [] and plans["stored"] and plans["more"]
