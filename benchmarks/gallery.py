@@ -143,8 +143,7 @@ def main() -> None:
 def measured(browser: Browser, server: Server, stage: Stage, count: int, asked: argparse.Namespace, *, naive: bool) -> list[str]:
     """The figures of one page, as cells of the table."""
     where = f"{server.address}/flenwheel/review/{stage.project.folder_name}/enriched/v1"
-    page, cold = opened(browser, server, stage, where, naive=naive)
-    hurried = labelled(page, where, min(asked.verdicts // 2, count // 4), naive=naive)[1]
+    cold = opened(browser, server, stage, where, naive=naive)[1]
     page, warm = opened(browser, server, stage, where, naive=naive)
     tools = page.context.new_cdp_session(page)
     tools.send("Performance.enable")
@@ -166,7 +165,6 @@ def measured(browser: Browser, server: Server, stage: Stage, count: int, asked: 
         f"{memory:.0f}",
         f"{quantile(seen, 0.5):.1f} / {quantile(seen, 0.99):.1f}",
         f"{quantile(saved, 0.5):.0f} / {quantile(saved, 0.99):.0f}",
-        f"{quantile(hurried, 0.5):.0f} / {quantile(hurried, 0.99):.0f}",
     ]
 
 
@@ -203,12 +201,12 @@ def quantile(values: list[float], part: float) -> float:
 
 
 def write(rows: list[list[str]], asked: argparse.Namespace) -> None:
-    head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) | the same at once after opening, thumbnails new |"
-    table = [head, "|---" * 11 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) |"
+    table = [head, "|---" * 10 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     text = f"""# The review page, and a naive grid
 
 ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} (this benchmark makes about 2), Python {platform.python_version()}. {asked.frames} frames of
-{STEP_PX} px scrolling; {asked.verdicts} verdicts one after the other (at most half of the images), and half as many as soon as the first pictures are there. Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
+{STEP_PX} px scrolling; {asked.verdicts} verdicts one after the other (at most half of the images). Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
 few kB, which flatters the naive grid: real candidates are a hundred times as large on disk. The naive grid holds every image in the page at once, as
 its full file, and marks a card when the server has answered.
 

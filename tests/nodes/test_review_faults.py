@@ -66,7 +66,7 @@ def send_until_stored(address: str, path: str, body: dict) -> int:
     raise TimeoutError("the server did not come back")
 
 
-@pytest.mark.timeout(60 * KILLS + 300)
+@pytest.mark.timeout(200 * KILLS + 300)
 def test_no_verdict_is_lost_or_doubled_when_the_server_is_killed(comfyui, tmp_path):
     draw = random.Random(20)
     with Server(comfyui, Path(sys.executable), tmp_path) as server:
