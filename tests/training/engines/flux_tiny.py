@@ -42,12 +42,12 @@ def build(folder: Path) -> Any:
         in_channels=64,
         num_layers=1,
         num_single_layers=1,
-        attention_head_dim=32,
-        num_attention_heads=2,
+        attention_head_dim=128,  # by which ComfyUI knows it
+        num_attention_heads=1,
         joint_attention_dim=64,
         pooled_projection_dim=32,
         guidance_embeds=True,
-        axes_dims_rope=(8, 12, 12),
+        axes_dims_rope=(16, 56, 56),
     )
     vae = diffusers.AutoencoderKL(
         sample_size=64,

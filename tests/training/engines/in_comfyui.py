@@ -28,5 +28,6 @@ if __name__ == "__main__":
     before = utils.get_attr(base.model, name).clone()
     patcher.patch_model(device_to=torch.device("cpu"))
     after = utils.get_attr(patcher.model, name)
-    print("PATCHED" + json.dumps({"keys": len(patcher.patches), "changed": not torch.equal(before, after)}))
+    layers = sum(map(len, patcher.patches.values()))  # ComfyUI holds some of them in one weight
+    print("PATCHED" + json.dumps({"keys": len(patcher.patches), "layers": layers, "changed": not torch.equal(before, after)}))
     assert Path(lora).is_file()

@@ -71,7 +71,7 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, sp
     assert job.losses()[-1][0] == 12 and status.step == 12  # a step that takes less than a moment is not drawn
     made = run.result_of(job)
     assert made.layers == 13 and made.rank == 4  # ten layers of a double block, three of a single one
-    assert patched(comfyui, models / "flux1-dev.safetensors", made.path) == {"keys": 13, "changed": True}
+    assert patched(comfyui, models / "flux1-dev.safetensors", made.path) == {"keys": 13, "layers": 13, "changed": True}
 
 
 def test_its_loader_reads_what_is_written(project, spec, folder, tmp_path):

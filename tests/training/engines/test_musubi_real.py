@@ -79,7 +79,7 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, mo
         and len(lora.fit(lora.inspect(made.path), proof.modules("qwen_image_edit"), "Qwen").placed) == 14
     )
     if comfyui:
-        assert patched(comfyui, models / "qwen_image_edit_2509_bf16.safetensors", made.path) == {"keys": 14, "changed": True}
+        assert patched(comfyui, models / "qwen_image_edit_2509_bf16.safetensors", made.path) == {"keys": 14, "layers": 14, "changed": True}
 
 
 def test_its_loader_reads_what_is_written(project, tmp_path):

@@ -1,5 +1,7 @@
 """The built-in trainer on a tiny FLUX.1 of the real classes: characters, with the same loop."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from comfyui_flenwheel.training.engines.peft_qlora.loop import Training  # noqa:
 from PIL import Image  # noqa: E402
 
 from . import flux_tiny, peft_tiny  # noqa: E402
+from .in_comfyui import patched  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 CAPTION = "photo of ohwx_char person, front view"
@@ -67,6 +70,9 @@ def test_a_character_is_learnt_by_heart_in_4_bits_and_the_lora_loads(made, flux)
     pipeline.load_lora_weights(str(made_.path))
     placed = [name for name, layer in pipeline.transformer.named_modules() if hasattr(layer, "lora_A")]
     assert len(placed) == made_.layers == 20
+    if comfyui := os.environ.get("FLEN_COMFYUI"):
+        (base,) = (flux[0] / "transformer").glob("*.safetensors")
+        assert patched(comfyui, base, made_.path) == {"keys": 13, "layers": 20, "changed": True}
 
 
 def test_words_pictures_and_places_are_those_of_the_pipeline(made, flux):
