@@ -5,7 +5,7 @@
     python benchmarks/gpu --tiny --device cpu        the same code on the tiny model, in some minutes
 
 Ours, diffusers with offloading and ComfyUI's stock graph make the same edits with a model of full size (random weights, nothing is downloaded) on a
-card whose memory is capped at 24 GiB; the trainer takes steps. Each row is a process of its own. Results are kept beside the page
+card whose memory is capped at 24 GiB; the trainer takes steps, and so does musubi-tuner where MUSUBI_ROOT names it. Each row is a process of its own. Results are kept beside the page
 (benchmarks/results/gpu-<card>.json and .md) after every row; a row that failed is tried again, one that ran out of memory is not.
 """
 
@@ -25,7 +25,8 @@ from typing import Any
 from rows import WAYS, Row, chosen, rows
 
 HERE = Path(__file__).resolve().parent
-MODULES = {"ours": "ours", "diffusers": "peer_diffusers", "comfyui": "peer_comfyui", "train": "train", "ceiling": "ceiling"}
+MODULES = {"ours": "ours", "diffusers": "peer_diffusers", "comfyui": "peer_comfyui", "train": "train", "musubi": "peer_musubi"}
+MODULES |= {"ceiling": "ceiling"}
 NO_CARD = (
     "There is no CUDA card that torch can use here, so nothing was measured. `--tiny --device cpu` runs the same code on the tiny model."
 )

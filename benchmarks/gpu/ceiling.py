@@ -40,3 +40,10 @@ def flop(row: Row, side: int) -> float:
     """Of one image's passes through the full-size transformer: linear layers and attention. Encoding and decoding are not counted."""
     tokens = (1 + row.controls) * (side // PATCH) ** 2 + WORDS * row.controls
     return row.passes * (24 * WIDTH**2 * LAYERS * tokens + 4 * tokens**2 * WIDTH * LAYERS)
+
+
+def training_flop(row: Row) -> float:
+    """Of one optimiser step: the forward pass, once more for the checkpoints, and the gradients of what is passed on; frozen weights need none."""
+    side = (row.megapixels * 1e6) ** 0.5
+    tokens = (1 + row.controls) * (side / PATCH) ** 2 + WORDS * row.controls
+    return 3 * 24 * WIDTH**2 * LAYERS * tokens + 4.5 * 4 * tokens**2 * WIDTH * LAYERS

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ceiling import flop
-from rows import PEERS, WAYS, Row
+from ceiling import flop, training_flop
+from rows import PEERS, TRAINERS, WAYS, Row
 
 GOAL_RATIO, GOAL_SHARE = 1.5, 0.6
+TRAINING_SHARE, TRAINING_PEAKS = 0.45, {1: 16.0, 3: 21.0}  # of the ceiling; GiB by controls, at a megapixel
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -35,13 +36,13 @@ def page(results: Results, rows: list[Row], *, card: str, cap: float, side: int,
             "|---" * 7 + "|",
         ]
         lines += [_line(row, results, best, side, tiny) for row in edits if row.steps == steps]
-    training = [row for row in rows if WAYS[row.way].kind == "train"]
-    lines += ["", "## Training", "", "| | controls | megapixels | s per step | peak GiB | |", "|---" * 6 + "|"]
-    for row in training:
-        made = results.get(row.name, {})
-        numbers = f"{made['seconds']:.2f} | {made['peak']:.1f}" if "seconds" in made else " | "
-        lines.append(f"| {WAYS[row.way].title} | {row.controls} | {row.megapixels:g} | {numbers} | {_remark(made)} |")
-    return "\n".join([*lines, "", *_goals(results, edits, best, side, cap)]) + "\n"
+    training = [row for row in rows if WAYS[row.way].kind in TRAINERS]
+    lines += ["", "## Training", "", "| | controls | megapixels | s per step | against musubi-tuner | peak GiB | share of the ceiling | |"]
+    lines += ["|---" * 8 + "|", *(_step(row, results, best, tiny) for row in training)]
+    return (
+        "\n".join([*lines, "", *_goals(results, edits, best, side, cap), *([] if tiny else _training_goals(results, training, best))])
+        + "\n"
+    )
 
 
 def _line(row: Row, results: Results, best: float, side: int, tiny: bool) -> str:
@@ -54,6 +55,36 @@ def _line(row: Row, results: Results, best: float, side: int, tiny: bool) -> str
     return (
         f"| {WAYS[row.way].title} | {row.controls} | {made['seconds']:.2f} | {against} | {made['peak']:.1f} | {share} | {_remark(made)} |"
     )
+
+
+def _step(row: Row, results: Results, best: float, tiny: bool) -> str:
+    made = results.get(row.name, {})
+    head = f"| {WAYS[row.way].title} | {row.controls} | {row.megapixels:g} |"
+    if "seconds" not in made:
+        return f"{head} | | | | {_remark(made)} |"
+    against = f"{ratio:.2f} x as fast" if not tiny and (ratio := _against_musubi(row, results)) else ""  # tiny models are not of one size
+    share = "" if tiny or not best else f"{training_flop(row) / made['seconds'] / best:.0%}"
+    return f"{head} {made['seconds']:.2f} | {against} | {made['peak']:.1f} | {share} | {_remark(made)} |"
+
+
+def _against_musubi(row: Row, results: Results) -> float | None:
+    theirs = results.get(Row("musubi", row.controls, 0, row.megapixels).name, {})
+    return theirs["seconds"] / results[row.name]["seconds"] if row.way == "train" and "seconds" in theirs else None
+
+
+def _training_goals(results: Results, rows: list[Row], best: float) -> list[str]:
+    """Only of rows that were run, and said of how many."""
+    ours = [(row, results[row.name]) for row in rows if row.way == "train" and "seconds" in results.get(row.name, {})]
+    peaks = [(row.controls, made["peak"]) for row, made in ours if row.megapixels == 1 and row.controls in TRAINING_PEAKS]
+    ratios = [ratio for row, _ in ours if (ratio := _against_musubi(row, results))]
+    shares = [training_flop(row) / made["seconds"] / best for row, made in ours if row.megapixels == 1 and best]
+    return [
+        f"- A training step at 1 megapixel in {' and '.join(f'{peak:g} GiB with {count} controls' for count, peak in TRAINING_PEAKS.items())}, no block"
+        f" swapped: {sum(peak <= TRAINING_PEAKS[count] for count, peak in peaks)} of {len(peaks)} rows.",
+        f"- At least {GOAL_RATIO:g} times as fast as musubi-tuner: {sum(ratio >= GOAL_RATIO for ratio in ratios)} of {len(ratios)} rows.",
+        f"- A training step at 1 megapixel uses at least {TRAINING_SHARE:.0%} of the ceiling: {sum(share >= TRAINING_SHARE for share in shares)} of"
+        f" {len(shares)} rows.",
+    ]
 
 
 def _remark(made: Mapping[str, Any]) -> str:

@@ -36,7 +36,9 @@ WAYS: dict[str, Way] = {
     "diffusers-nf4": Way("diffusers, nf4, model offload", "diffusers", {"offload": "model", "nf4": True}),
     "comfyui-stock": Way("ComfyUI's stock graph, fp8", "comfyui", {}),
     "train": Way("our QLoRA trainer", "train", {}),
+    "musubi": Way("musubi-tuner, fp8 and blocks swapped", "musubi", {}),
 }
+TRAINERS = ("train", "musubi")  # kinds
 PEERS = ("diffusers-model-offload", "diffusers-group-offload", "diffusers-nf4", "comfyui-stock")
 
 
@@ -52,7 +54,7 @@ class Row:
         kind = WAYS[self.way].kind
         if kind == "ceiling":
             return self.way
-        if kind == "train":
+        if kind in TRAINERS:
             return f"{self.way}/{self.controls}-controls/{self.megapixels:g}-megapixels"
         return f"{self.way}/{self.controls}-controls/{self.steps}-steps"
 
@@ -74,7 +76,7 @@ def rows(*, tiny: bool) -> list[Row]:
         edits, sizes = [(2, 2)], (64 * 64 / 1e6,)
     made = [Row("ceiling")]
     made += [Row(way, *edit) for edit in edits for way in ("ours", *PEERS)]
-    made += [Row("train", controls, 0, size) for size in sizes for controls in (EDIT_CONTROLS if not tiny else (1,))]
+    made += [Row(way, controls, 0, size) for size in sizes for controls in (EDIT_CONTROLS if not tiny else (1,)) for way in TRAINERS]
     made += [Row(way, *edit) for edit in edits for way in WAYS if way.startswith("ours-")]
     return [row for row in made if row.way != "ours-one-pass" or row.guidance > 1]  # else it is what `ours` is
 

@@ -1,6 +1,7 @@
 """`python benchmarks/gpu` where there is no card: it says so, measures the tiny model instead when asked, goes on where it was, and is ready for one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,18 @@ def test_peers_and_trainer_run_in_the_same_command(rows, comfyui, tmp_path):
     assert f"| {made['seconds']:.2f} |" in (tmp_path / "gpu-a-cpu-tiny-model.md").read_text()
 
 
+def test_musubi_tuner_takes_a_tiny_step_in_the_same_command(tmp_path):
+    """Where MUSUBI_ROOT names it; where nothing does, its row says so."""
+    where = ("--tiny", "--device", "cpu", "--place", str(tmp_path / "place"), "--results", str(tmp_path))
+    ran = run(*where, "--rows", "musubi/*")
+    (made,) = json.loads((tmp_path / "gpu-a-cpu-tiny-model.json").read_text()).values()
+    assert ran.returncode == 0, ran.stderr
+    if not os.environ.get("MUSUBI_ROOT"):
+        assert "MUSUBI_ROOT names no checkout" in made["error"]
+        pytest.skip("MUSUBI_ROOT names no checkout of musubi-tuner; its row says so")
+    assert made["seconds"] > 0 < made["peak"] and "one block, as stored" in (tmp_path / "gpu-a-cpu-tiny-model.md").read_text(), made
+
+
 def test_the_model_of_full_size_takes_no_disk_and_is_planned_to_stay_on_24_gib(modules, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     from bench import Bench
@@ -103,6 +116,9 @@ def test_the_page_says_how_far_the_goals_are_met(modules):
         "comfyui-stock/1-controls/4-steps": {"seconds": 16.0, "peak": 22.0},
         "diffusers-model-offload/1-controls/4-steps": {"error": "out of memory with 24 GiB"},
         "diffusers-nf4/2-controls/4-steps": {"seconds": 12.0, "peak": 20.0},
+        "train/1-controls/1-megapixels": {"seconds": 10.0, "peak": 15.0},
+        "train/3-controls/1-megapixels": {"seconds": 40.0, "peak": 21.5},
+        "musubi/1-controls/1-megapixels": {"seconds": 18.0, "peak": 22.0, "how": "fp8, 24 blocks swapped"},
     }
     page = report.page(results, every, card="Card", cap=24.0, side=1024, tiny=False)
     assert "| ours, planned for the memory there is | 1 | 10.00 | 1.60 x as fast | 20.0 | 67% | resident, fp8 |" in page
@@ -110,6 +126,10 @@ def test_the_page_says_how_far_the_goals_are_met(modules):
     assert "stays on a card of 24 GiB: 1 of 2 rows" in page
     assert "as the best peer: 1 of 2 rows (1.20 to 1.60)" in page
     assert "with one control: 1 of 1 rows" in page
+    assert "| our QLoRA trainer | 1 | 1 | 10.00 | 1.80 x as fast | 15.0 | 57% |  |" in page
+    assert "| musubi-tuner, fp8 and blocks swapped | 1 | 1 | 18.00 |  | 22.0 | 32% | fp8, 24 blocks swapped |" in page
+    assert "no block swapped: 1 of 2 rows" in page and "as fast as musubi-tuner: 1 of 1 rows" in page
+    assert "uses at least 45% of the ceiling: 1 of 2 rows" in page
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8", "w8a8", "fp8 of ComfyUI", "full"])
