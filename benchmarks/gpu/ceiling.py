@@ -44,6 +44,5 @@ def flop(row: Row, side: int) -> float:
 
 def training_flop(row: Row) -> float:
     """Of one optimiser step: the forward pass, once more for the checkpoints, and the gradients of what is passed on; frozen weights need none."""
-    side = (row.megapixels * 1e6) ** 0.5
-    tokens = (1 + row.controls) * (side / PATCH) ** 2 + WORDS * row.controls
+    tokens = (1 + row.controls) * (row.side // PATCH) ** 2 + WORDS * row.controls
     return 3 * 24 * WIDTH**2 * LAYERS * tokens + 4.5 * 4 * tokens**2 * WIDTH * LAYERS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ STEPS, LAYERS, SWAP_MORE = 6, 60, 8
 
 
 def measure(row: Row, bench: Bench) -> dict[str, Any]:
-    import sys
-
     sys.path.append(str(ROOT / "tests" / "training" / "engines"))
     from comfyui_flenwheel.training.engines import _launch, musubi
     from comfyui_flenwheel.training.errors import EngineNotInstalled
@@ -60,7 +59,7 @@ def _task(row: Row, bench: Bench, root: Path, swap: int) -> dict[str, Any]:
     from comfyui_flenwheel.flywheel.project import open_project
     from comfyui_flenwheel.training.engines import _dataset, _launch, musubi
 
-    side = round((row.megapixels * 1e6) ** 0.5 / 16) * 16
+    side = row.side
     place = bench.place / f"musubi-{row.controls}-{side}-{swap}"
     project = open_project(place / "home", "Anna", instance_token="ohwx_char", class_noun="person")
     data = peft_tiny.triplets(project, 2, controls=row.controls, size=(side, side))

@@ -59,6 +59,11 @@ class Row:
         return f"{self.way}/{self.controls}-controls/{self.steps}-steps"
 
     @property
+    def side(self) -> int:
+        """Of a training picture, in pixels."""
+        return round((self.megapixels * 1e6) ** 0.5 / 16) * 16
+
+    @property
     def guidance(self) -> float:
         return GUIDED if self.steps > 8 else 1.0
 
