@@ -17,11 +17,12 @@ from .faces import Embedder
 from .identity import similarity
 from .images import content_key, open_image, value_key, write_json
 from .pairs import Pair
-from .registration import Registration, onto, register
+from .registration import Registration, furthest, onto, register
 
-VERSION = "2"  # raise it when the same files measure otherwise
+VERSION = "3"  # raise it when the same files measure otherwise
 LOOK_PX = 512  # longer side at which colours and changed regions are looked at
 BLOCK_PX = 16
+STILL_PX = 0.1  # of what is looked at: what moved less is compared as it lies
 ALIKE = 0.8  # correlation of a block with its counterpart from which it counts as unchanged
 FEWEST_ALIKE = 0.05  # of the picture
 SMALLEST_CHANGE = 0.01
@@ -127,8 +128,7 @@ def compare(control: Image.Image, target: Image.Image) -> Measured:
     """Measure a target against the picture it was made from."""
     scale = min(1.0, LOOK_PX / max(target.size))
     size = max(BLOCK_PX, round(target.width * scale)), max(BLOCK_PX, round(target.height * scale))
-    seen = target.resize(size, Image.Resampling.LANCZOS)
-    plain = control.resize(size, Image.Resampling.LANCZOS)
+    seen, plain = (picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0) for picture in (target, control))
     differs = np.asarray(ImageChops.difference(seen, plain), np.float32).mean(axis=2)
     rows, columns = differs.shape[0] // BLOCK_PX, differs.shape[1] // BLOCK_PX
     found = Measured(control.size, target.size, float(differs.mean()), float(_blocks(differs, rows, columns).mean(axis=2).max()))
@@ -137,7 +137,9 @@ def compare(control: Image.Image, target: Image.Image) -> Measured:
     moved = register(control, target)
     if moved is None:
         return found
-    framed, box = onto(control, moved, size)
+    reach = size[0] / control.width
+    still = furthest(moved.dx * reach, moved.dy * reach, moved.zoom, size) < STILL_PX
+    framed, box = (plain, (0, 0, *size)) if still else onto(control, moved, size)
     ours, theirs = (np.asarray(image.crop(box), np.float32) for image in (framed, seen))
     return replace(found, moved=moved, **_regions(ours, theirs))
 
