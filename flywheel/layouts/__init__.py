@@ -86,6 +86,11 @@ def import_dataset(
     chosen = LAYOUTS[layout] if layout else recognised(folder)
     found = chosen.read(folder, unpack_to or folder.with_name(f"{folder.stem}-unpacked"))
     manifest = load_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    if manifest and len(found.slots) != 1 + len(manifest.slots):
+        raise DatasetError(
+            f"{folder} was exported with {len(manifest.slots)} controls and holds {len(found.slots) - 1}: a whole slot was lost, and the next one"
+            f" would have slipped into its place. Export it again; or delete its {MANIFEST} if that is meant."
+        )
     dataset = pair_up(
         list(found.slots),
         name=name or (manifest.name if manifest else folder.stem),

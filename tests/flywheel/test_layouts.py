@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 from comfyui_flenwheel.flywheel.errors import DatasetError
 from comfyui_flenwheel.flywheel.images import open_image
 from comfyui_flenwheel.flywheel.layouts import LAYOUTS, Settings, export, import_dataset, load_manifest, plan, recognised
+from comfyui_flenwheel.flywheel.pair_slots import match_key
 from comfyui_flenwheel.flywheel.pairs import captioned, load_captioned, load_pairs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from .conftest import picture
@@ -274,3 +278,65 @@ def test_an_unknown_folder_is_refused(tmp_path):
         import_dataset(tmp_path)
     with pytest.raises(DatasetError, match="There is no"):
         import_dataset(tmp_path / "nowhere")
+
+
+NAMES = st.lists(
+    st.text(st.sampled_from("aAbß_. 01ä-'\u0301(CON"), min_size=1, max_size=9).map(lambda name: f"{name.strip(' .')}x"),
+    min_size=1,
+    max_size=4,
+    unique_by=match_key,
+)
+WORDS = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=40).filter(str.strip)
+
+
+def marked_dataset(root, names, words, controls):
+    """Every picture says in its corner which slot and pair it is of."""
+    for slot, folder in enumerate(("target", "c1", "c2", "c3")[: controls + 1]):
+        (root / folder).mkdir()
+        for number, name in enumerate(names):
+            Image.new("RGB", (32, 32), (slot * 60, number * 50, 99)).save(root / folder / f"{name}.png")
+            (root / "target" / f"{name}.txt").write_text(words, encoding="utf-8")
+    if not controls:
+        return load_captioned(root / "target", name=names[0])
+    return load_pairs(root / "target", [root / f"c{number}" for number in range(1, controls + 1)], name=names[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(CASES), NAMES, WORDS, st.lists(st.integers(0, 60), max_size=3), st.booleans())
+def test_whatever_is_lost_from_an_export_no_import_pairs_wrongly(case, names, words, lost, with_manifest):
+    """Any names and words go out and come back; files deleted from the export are missed, or their pairs are, but nothing slips."""
+    layout, controls = case
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        dataset = marked_dataset(root, names, words, controls)
+        exported = export(plan(dataset), root / "out", layout).folder
+        if not with_manifest:
+            (exported / "manifest.json").unlink()
+        pictures = sorted(path for path in exported.rglob("*.png"))
+        gone = {pictures[number % len(pictures)] for number in lost} if pictures else set()
+        for path in gone:
+            path.unlink()
+        try:
+            back = import_dataset(exported, layout, instruction="general")
+        except DatasetError:
+            assert gone
+            return
+        for pair in back.pairs:
+            corners = [open_image(one.path).image.getpixel((0, 0)) for one in (pair.target, *pair.controls)]
+            assert len({number for _, number, _ in corners}) == 1, "every picture of a pair has the pair's number"
+            assert [slot for slot, _, _ in corners] == sorted({slot for slot, _, _ in corners}) and corners[0][0] == 0
+            assert not with_manifest or [slot for slot, _, _ in corners] == [60 * slot for slot in range(controls + 1)]
+        if with_manifest and not gone:
+            assert [(pair.stem, pair.caption) for pair in back.pairs] == [(pair.stem, pair.caption) for pair in dataset.pairs]
+
+
+@pytest.mark.parametrize("layout", ["musubi-tuner", "ai-toolkit", "Hugging Face imagefolder"])
+def test_a_whole_slot_that_was_lost_is_missed(tmp_path, layout):
+    """Without its first control the second would be Picture 1."""
+    exported = export(plan(dataset_of(tmp_path, 2)), tmp_path / "out", layout).folder
+    for path in [*exported.rglob("control_1/*.png"), *exported.rglob("*_0.png")]:
+        path.unlink()
+    for folder in exported.rglob("control_1"):
+        folder.rmdir()
+    with pytest.raises(DatasetError):
+        import_dataset(exported)
