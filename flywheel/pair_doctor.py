@@ -10,22 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import log, prod
+from math import exp, log, prod
 from pathlib import Path
 from statistics import median
 from typing import Literal, get_args
 
-from PIL import Image, ImageDraw
-
 from .errors import DatasetError
 from .faces import Embedder
 from .identity import THRESHOLD
-from .images import open_image
 from .instructions import parse
 from .pair_measures import ASPECT, Measured, measured_or_reason, same_shape
 from .pair_mending import aligned
 from .pairs import Pair, PairedDataset
-from .registration import Registration, onto
+from .registration import Registration
 
 Kind = Literal["unreadable", "aspect", "size", "identical", "shift", "colour", "soft", "identity", "reversed"]
 Fix = Literal["align", "crop", "drop", "keep"]
@@ -83,6 +80,31 @@ class Limits:
             "help": "Mean difference (0 to 255) below which target and control are called the same picture.",
             "min": 0.0,
             "max": 20.0,
+        },
+    )
+    aspect: float = field(
+        default=ASPECT,
+        metadata={
+            "help": "Difference of width to height from which a pair is flagged: 0.01 is 1 %. Pairs that differ by more than 1 % cannot be laid on each other.",
+            "min": 0.0,
+            "max": 1.0,
+        },
+    )
+    size: float = field(
+        default=0.5,
+        metadata={"help": "Pixels of the control as a share of the target's, below which a pair is flagged.", "min": 0.0, "max": 1.0},
+    )
+    identity: float = field(
+        default=THRESHOLD,
+        metadata={"help": "Similarity of the two faces below which a pair is flagged, when faces are compared.", "min": 0.0, "max": 1.0},
+    )
+    reversed: float = field(
+        default=1.6,
+        metadata={
+            "help": "How many times more (or less) fine detail the changed part must have than its words say, to be called swapped.",
+            "min": 1.1,
+            "max": 1000.0,
+            "step": 0.1,
         },
     )
 
@@ -160,9 +182,12 @@ def examine(
                 findings += [*_findings(pair, found, limits), *_beside(pair, found, limits)]
             if report:
                 report(number, len(dataset.pairs))
-    findings += _reversed(dataset, measured)
-    unknown = [stem for stem, found in measured.items() if found.moved is None and same_shape(found)]
-    notes = [f"Shift not measurable in {len(unknown)} pairs (too little is unchanged): {', '.join(unknown[:5])}."] if unknown else []
+    unusable = {one.stem for one in findings if one.kind in ("identical", "soft")}  # what was blurred lost detail without being swapped
+    findings += _reversed(dataset, {stem: found for stem, found in measured.items() if stem not in unusable}, limits.reversed)
+    shaped_otherwise = {one.stem for one in findings if one.kind == "aspect"}
+    unknown = [stem for stem, found in measured.items() if found.moved is None and stem not in shaped_otherwise]
+    why = "too little is unchanged, or the shapes differ"
+    notes = [f"Shift not measurable in {len(unknown)} pairs ({why}): {', '.join(unknown[:5])}."] if unknown else []
     return Checkup(dataset, measured, tuple(findings), tuple(notes))
 
 
@@ -192,41 +217,19 @@ def mend(checkup: Checkup, folder: Path, fixes: Iterable[Fix] = ("align", "crop"
     return replace(checkup.dataset, pairs=tuple(kept), notes=(*checkup.dataset.notes, *notes))
 
 
-def overlay(pair: Pair, moved: Registration | None, *, slot: str = "control_1", size_px: int = 512) -> Image.Image:
-    """Control in red and target in cyan, as they are and aligned: where both agree it is grey, a double contour is a shift."""
-    shown = pair.controls[int(slot.removeprefix("control_")) - 1]
-    control, target = (open_image(picture.path, at_least=size_px).image for picture in (shown, pair.target))
-    scale = size_px / max(target.size)
-    size = max(1, round(target.width * scale)), max(1, round(target.height * scale))
-    as_is = _anaglyph(control.resize(size, Image.Resampling.LANCZOS), target.resize(size, Image.Resampling.LANCZOS))
-    if moved is None:
-        return as_is
-    grown = control.width / shown.width  # the control may have been decoded smaller
-    framed, box = onto(control, replace(moved, dx=moved.dx * grown, dy=moved.dy * grown), size)
-    aligned = _anaglyph(framed, target.resize(size, Image.Resampling.LANCZOS))
-    ImageDraw.Draw(aligned).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=(232, 178, 72), width=2)
-    both = Image.new("RGB", (size[0] * 2 + 10, size[1]), (32, 32, 32))
-    both.paste(as_is, (0, 0))
-    both.paste(aligned, (size[0] + 10, 0))
-    return both
-
-
-def _anaglyph(control: Image.Image, target: Image.Image) -> Image.Image:
-    red, cyan = control.convert("L"), target.convert("L")
-    return Image.merge("RGB", (red, cyan, cyan))
-
-
 def _findings(pair: Pair, found: Measured, limits: Limits) -> Iterator[Finding]:
     def finding(kind: Kind, value: float, limit: float, text: str) -> Finding:
         return Finding(pair.stem, kind, value, limit, text, FIX_OF[kind])
 
     wide, narrow = " x ".join(map(str, found.control_px)), " x ".join(map(str, found.target_px))
+    off = abs(found.control_px[0] * found.target_px[1] / (found.control_px[1] * found.target_px[0]) - 1)
+    if off > limits.aspect:
+        text = f"control_1 is {wide} and the target {narrow}: trainers would stretch or cut one of them"
+        yield finding("aspect", off, limits.aspect, text)
     if not same_shape(found):
-        off = abs(found.control_px[0] * found.target_px[1] / (found.control_px[1] * found.target_px[0]) - 1)
-        yield finding("aspect", off, ASPECT, f"control_1 is {wide} and the target {narrow}: trainers would stretch or cut one of them")
         return
-    if prod(found.control_px) < 0.5 * prod(found.target_px):
-        yield finding("size", prod(found.control_px) / prod(found.target_px), 0.5, f"control_1 is only {wide}, the target {narrow}")
+    if (share := prod(found.control_px) / prod(found.target_px)) < limits.size:
+        yield finding("size", share, limits.size, f"control_1 is only {wide}, the target {narrow}")
     moved = found.moved
     if found.difference < limits.identical and found.strongest < LOCAL * limits.identical:
         text = f"target and control_1 are the same picture (mean difference {found.difference:.1f}): it teaches to change nothing"
@@ -241,8 +244,10 @@ def _findings(pair: Pair, found: Measured, limits: Limits) -> Iterator[Finding]:
     if found.kept_detail is not None and kind != "style" and found.kept_detail < limits.softness:
         text = f"the unchanged part keeps only {found.kept_detail:.0%} of the control's fine detail: the target is blurred"
         yield finding("soft", found.kept_detail, limits.softness, text)
-    if found.faces is not None and found.faces < THRESHOLD:
-        yield finding("identity", found.faces, THRESHOLD, f"the face of the target is like that of control_1 only to {found.faces:.2f}")
+    if found.faces is not None and found.faces < limits.identity:
+        yield finding(
+            "identity", found.faces, limits.identity, f"the face of the target is like that of control_1 only to {found.faces:.2f}"
+        )
 
 
 def _beside(pair: Pair, found: Measured, limits: Limits) -> Iterator[Finding]:
@@ -257,7 +262,7 @@ def _beside(pair: Pair, found: Measured, limits: Limits) -> Iterator[Finding]:
             yield Finding(pair.stem, "shift", max(moved.shift / limits.shift_px, abs(moved.zoom) / limits.zoom), 1.0, text, "align", slot)
 
 
-def _reversed(dataset: PairedDataset, measured: Mapping[str, Measured]) -> Iterator[Finding]:
+def _reversed(dataset: PairedDataset, measured: Mapping[str, Measured], times: float) -> Iterator[Finding]:
     """Pairs whose sides look swapped: by the instruction's own words, or against the rest of the set."""
     ratios = {stem: log(found.change_detail) for stem, found in measured.items() if found.change_detail}
     usual = median(ratios.values()) if len(ratios) >= 8 else 0.0
@@ -268,8 +273,8 @@ def _reversed(dataset: PairedDataset, measured: Mapping[str, Measured]) -> Itera
             continue
         words = f" {pair.caption.casefold()} "
         wanted = -1 if any(word in words for word in _TAKES_AWAY) else 1 if any(f" {word}" in words for word in _ADDS) else 0
-        against_words = wanted and ratio * wanted < -log(1.6)
-        against_rest = abs(usual) > log(1.3) and agreeing >= 0.75 * len(ratios) and ratio * usual < 0 and abs(ratio) > log(1.6)
+        against_words = wanted and ratio * wanted < -log(times)
+        against_rest = abs(usual) > log(1.3) and agreeing >= 0.75 * len(ratios) and ratio * usual < 0 and abs(ratio) > log(times)
         if against_words or against_rest:
             why = (
                 f"{pair.caption!r} should {'simplify' if wanted < 0 else 'add to'} the picture"
@@ -278,4 +283,4 @@ def _reversed(dataset: PairedDataset, measured: Mapping[str, Measured]) -> Itera
             )
             direction = "more" if ratio > 0 else "less"
             text = f"source and target look swapped: the changed part of the target has {direction} detail than the control's, and {why}"
-            yield Finding(pair.stem, "reversed", ratio, usual, text, "drop")
+            yield Finding(pair.stem, "reversed", exp(abs(ratio)), times, text, "drop")

@@ -157,7 +157,7 @@ def _regions(control: Plane, target: Plane) -> dict[str, Any]:
     alike = np.where(flat, near, (a0 * b0).sum(axis=2) >= ALIKE * np.maximum(strength, 1e-6))
     share = float(alike.mean())
     told: dict[str, Any] = {"unchanged": share}
-    details = [_blocks(_detail(picture.mean(axis=2)), rows, columns).mean(axis=2) for picture in (control, target)]
+    details = [_blocks(detail(picture.mean(axis=2)), rows, columns).mean(axis=2) for picture in (control, target)]
     if share >= FEWEST_ALIKE:
         means = [
             np.stack([_blocks(picture[..., channel], rows, columns).mean(axis=2) for channel in range(3)], axis=2)
@@ -177,7 +177,7 @@ def _blocks(plane: Plane, rows: int, columns: int) -> Plane:
     return cut.swapaxes(1, 2).reshape(rows, columns, BLOCK_PX * BLOCK_PX)
 
 
-def _detail(plane: Plane) -> Plane:
+def detail(plane: Plane) -> Plane:
     """Energy of what a 3 x 3 blur would take away."""
     padded = np.pad(plane, 1, mode="edge")
     around = (padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]) / 4

@@ -30,7 +30,7 @@ def aligned(pair: Pair, moved: Registration | None, others: Sequence[Beside], fo
     if shrink < 1:
         target = target.resize((round(target.width * shrink), round(target.height * shrink)), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if moved is None:  # another shape
-        controls[0] = _cut_to(controls[0], target.width / target.height)
+        controls[0] = cut_to(controls[0], target.width / target.height)
         moved = register(controls[0], target) or STILL
     moves = {0: moved, **{number: other.moved for number, other in enumerate(others, 1) if other.moved}}
     framed = {number: onto(controls[number], move, target.size) for number, move in moves.items()}
@@ -50,7 +50,7 @@ def _inside_all(boxes: Sequence[Box]) -> Box:
     return max(left), max(top), min(right), min(bottom)
 
 
-def _cut_to(image: Image.Image, aspect: float) -> Image.Image:
+def cut_to(image: Image.Image, aspect: float) -> Image.Image:
     width, height = min(image.width, round(image.height * aspect)), min(image.height, round(image.width / aspect))
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

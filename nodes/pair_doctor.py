@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from comfy_api.latest import io
@@ -9,6 +10,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..flywheel import pair_doctor, triplets
 from ..flywheel.faces import embedder
+from ..flywheel.pair_overlays import drawn, overlay
 from ..flywheel.pairs import PairedDataset
 from ..flywheel.sheets import stacked
 from . import host, sockets
@@ -16,6 +18,7 @@ from .options import widgets
 from .pair_routes import shelf_of_pairs
 
 REPORT_ONLY = "report only"
+MOST_OVERLAYS = 9  # one of each kind
 
 
 class PairDoctor(io.ComfyNode):
@@ -46,7 +49,8 @@ class PairDoctor(io.ComfyNode):
             outputs=[
                 sockets.PAIRS.Output("pairs", tooltip="The pairs, mended if asked for."),
                 io.Image.Output(
-                    "overlays", tooltip="Control in red on target in cyan, as it is and aligned, for the pairs that slid the most."
+                    "overlays",
+                    tooltip="What was found, drawn: a shift as control in red on target in cyan; colours, blur and the rest as what differs.",
                 ),
                 io.String.Output("report", tooltip="Every finding with its figure, and what helps."),
             ],
@@ -74,12 +78,19 @@ class PairDoctor(io.ComfyNode):
 
 
 def _overlays(checkup: pair_doctor.Checkup) -> Any:
-    """The pairs that slid the most, each against the control it slid against; the first pair where none did."""
-    worst = sorted((one for one in checkup.findings if one.kind == "shift"), key=lambda one: -one.value)
-    chosen = [(one.stem, one.slot) for one in worst[:4]] or [(next(iter(checkup.measured), checkup.dataset.pairs[0].stem), "control_1")]
-    shown = {pair.stem: pair for pair in checkup.dataset.pairs}
-    drawn = [pair_doctor.overlay(shown[stem], checkup.moved(stem, slot), slot=slot) for stem, slot in chosen if stem in checkup.measured]
-    return stacked(drawn)
+    """Findings as sheets, one of each kind before the second of any; the first pair where nothing was found."""
+    seen: dict[str, int] = {}
+    ordered: list[tuple[int, pair_doctor.Finding]] = []
+    for finding in sorted(checkup.findings, key=lambda one: (pair_doctor.KINDS.index(one.kind), -one.value)):
+        seen[finding.kind] = seen.get(finding.kind, -1) + 1
+        ordered.append((seen[finding.kind], finding))
+    chosen = [finding for _, finding in sorted(ordered, key=lambda one: one[0])]
+    sheets = (sheet for finding in chosen if (sheet := drawn(checkup, finding)) is not None)
+    shown = list(islice(sheets, MOST_OVERLAYS))
+    if not shown and (stem := next(iter(checkup.measured), None)) is not None:
+        pair = next(pair for pair in checkup.dataset.pairs if pair.stem == stem)
+        shown = [overlay(pair, checkup.moved(stem))]
+    return stacked(shown)
 
 
 NODES = [PairDoctor]

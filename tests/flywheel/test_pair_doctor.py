@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel.errors import DatasetError
 from comfyui_flenwheel.flywheel.images import open_image
-from comfyui_flenwheel.flywheel.pair_doctor import examine, mend, overlay
+from comfyui_flenwheel.flywheel.pair_doctor import KINDS, Limits, examine, mend
 from comfyui_flenwheel.flywheel.pair_measures import compare
+from comfyui_flenwheel.flywheel.pair_overlays import drawn, overlay
 from comfyui_flenwheel.flywheel.pairs import load_captioned, load_pairs
 from PIL import Image, ImageFilter
 
@@ -180,3 +181,64 @@ def test_further_controls_are_compared_where_they_show_the_scene(tmp_path):
     assert len({(picture.width, picture.height) for picture in (pair.target, *pair.controls[:2])}) == 1
     assert pair.controls[2] == dataset.pairs[1].controls[2], "a logo stays as it is"
     assert overlay(dataset.pairs[1], checkup.moved("1", "control_2"), slot="control_2", size_px=128).width == 266
+
+
+def ailing(photo):
+    """A control, and targets of it with one illness each: real photographs, real faults."""
+    small = photo.resize((640, round(640 * photo.height / photo.width) // 2 * 2), Image.Resampling.LANCZOS)
+    edited = painted(small, share=0.25)
+    warm = np.clip(np.asarray(edited, np.int16) + np.array([26, 4, -20]), 0, 255).astype(np.uint8)
+    wiped = small.copy()
+    wiped.paste((120, 120, 120), (100, 100, 420, 400))
+    return small, {
+        "well": edited,
+        "shift": moved(edited, 6, -4, 0.012),
+        "aspect": edited.crop((0, 0, edited.width, edited.height - 60)),
+        "size": edited.resize((edited.width * 2, edited.height * 2), Image.Resampling.LANCZOS),
+        "identical": small,
+        "colour": Image.fromarray(warm),
+        "soft": edited.filter(ImageFilter.GaussianBlur(3)),
+        "reversed": wiped,
+    }
+
+
+@pytest.fixture(scope="module")
+def clinic(photos, tmp_path_factory):
+    """Every illness on two real photographs."""
+    root = tmp_path_factory.mktemp("clinic")
+    for folder in "tc":
+        (root / folder).mkdir()
+    for name in ("obama", "biden"):
+        control, targets = ailing(open_image(photos / f"{name}.jpg", at_least=1000).image)
+        for ill, target in targets.items():
+            control.save(root / "c" / f"{ill}-{name}.png")
+            target.save(root / "t" / f"{ill}-{name}.png")
+            (root / "t" / f"{ill}-{name}.txt").write_text("add a lamp" if ill == "reversed" else "change the middle")
+    return load_pairs(root / "t", [root / "c"])
+
+
+def test_every_illness_of_real_photographs_is_found_drawn_and_has_a_limit(clinic):
+    checkup = examine(clinic)
+    found = {pair.stem: {finding.kind for finding in checkup.of(pair.stem)} for pair in clinic.pairs}
+    assert found == {stem: {stem.partition("-")[0]} - {"well"} for stem in found}
+    sheets = {finding.kind: drawn(checkup, finding, cell_px=160) for finding in checkup.findings}
+    assert set(sheets) == set(KINDS) - {"unreadable", "identity"}
+    assert all(np.asarray(sheet).std() > 20 for sheet in sheets.values())
+    blind = Limits(shift_px=50, zoom=0.2, colour=128, softness=0, identical=0, aspect=1, size=0, identity=0, reversed=1000)
+    assert not examine(clinic, blind).findings, "every finding has a limit that can be moved"
+
+
+def test_what_an_overlay_draws_is_what_is_wrong(clinic):
+    checkup = examine(clinic)
+    by_kind = {finding.kind: finding for finding in checkup.findings}
+    pictures = {kind: np.asarray(drawn(checkup, by_kind[kind], cell_px=200), np.float32) for kind in ("identical", "colour", "reversed")}
+    same, tint, gains = (picture[60:250, 440:620] for picture in (pictures["identical"], pictures["colour"], pictures["reversed"]))
+    assert np.median(same) < 50, "nothing differs"
+    red, _, blue = (np.median(tint[..., channel]) for channel in range(3))
+    assert red > 150 and blue < 105, "what was added is warm"
+    assert (gains[..., 0] > gains[..., 1] + 40).mean() > 0.1, "detail was lost"
+
+
+def test_a_damaged_pair_has_no_picture(ward):
+    checkup = examine(ward)
+    assert [drawn(checkup, finding) for finding in checkup.of("broken")] == [None]

@@ -40,6 +40,7 @@ def shirts(tmp_path, photos):
 
 def doctored(pairs):
     limits = {"shift_px": 1.5, "zoom": 0.003, "colour": 10.0, "softness": 0.35, "identical": 1.5}
+    limits |= {"aspect": 0.01, "size": 0.5, "identity": 0.6, "reversed": 1.6}
     return {"class_type": "FLEN_PairDoctor", "inputs": {"pairs": pairs, "fix": "align", "faces": False, **limits}}
 
 
