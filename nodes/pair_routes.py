@@ -10,11 +10,13 @@ S stands for /flenwheel/pairs/sets/{set}.
   PUT  S/files/{slot}/{name}?replace=1         a picture, or captions for the target (at most 64 MB) → {"name"}; 409: its place is taken
   POST S/remove                                {"slot", "names": []} or {"keys": []} (whole pairs) → SET + {"batch"}
   POST S/restore                               {"batch"} brings back what was taken out → SET
-  POST S/captions                              {"captions": {key: words}} → SET; empty words take a caption away
+  POST S/captions                              {"captions": {key: words}} → SET; empty words take a caption away. With "brief": true only
+                                               {"words": {key: [words, own]}}, which does not grow with the set
   POST S/replace                               {"find", "put", "any_case", "preview"} → {"changes": {key: words}}, with SET unless preview
   PUT  S/archive?slot=target                   a zip (at most 2 GB) → SET + {"done": [words]}
   POST S/project                               {"project", "stage", "slot"} → SET + {"done": [words]}
-  POST S/examine                               the pair doctor → {"findings": [{"key", "kind", "text", "fix"}], "text"}
+  POST S/examine                               the pair doctor → {"findings": [{"key", "kind", "slot", "text", "fix", "drawn": whether there is a picture}], "text"}
+  GET  S/drawn/{key}?kind=shift&slot=control_1 a finding as a picture; 404 when it is none any more
   POST S/mend                                  {"keys"} aligns these pairs; the old pictures go to removed/ → SET + {"done"}
   POST S/export                                {"layout", "megapixels"} → {"folder": its name, "text"}
   GET  S/picture/{slot}/{name}?size=256        a small WebP; without size the file
@@ -35,9 +37,10 @@ from aiohttp import web
 from ..flywheel import pair_doctor
 from ..flywheel.candidates import known_key, signature_of
 from ..flywheel.errors import DatasetError
-from ..flywheel.images import value_key
+from ..flywheel.images import png_bytes, value_key
 from ..flywheel.layouts import LAYOUTS, Settings, export, plan
 from ..flywheel.pair_archives import import_archive, import_stage
+from ..flywheel.pair_overlays import drawn
 from ..flywheel.pair_sets import SLOTS, PairSet, PairSets, SetState, Taken
 from ..flywheel.pair_slots import match_key
 from ..flywheel.project import load_project
@@ -75,6 +78,7 @@ def register(routes: web.RouteTableDef) -> None:
     routes.put(SET + "/archive")(guarded(_archive))
     routes.post(SET + "/project")(guarded(_project))
     routes.post(SET + "/examine")(guarded(_examine))
+    routes.get(SET + "/drawn/{key}")(guarded(_drawn))
     routes.post(SET + "/mend")(guarded(_mend))
     routes.post(SET + "/export")(guarded(_export))
     routes.get(SET + "/picture/{slot}/{name}")(guarded(_picture))
@@ -155,10 +159,19 @@ async def _restore(request: web.Request) -> web.Response:
 
 
 async def _captions(request: web.Request) -> web.Response:
-    captions = (await json_body(request)).get("captions")
+    body = await json_body(request)
+    captions = body.get("captions")
     if not _is_texts(captions):
         raise DatasetError('The body must be {"captions": {"key": "words"}}.')
-    return await _changed(request, lambda pair_set: pair_set.caption(cast("dict[str, str]", captions)))
+    told = cast("dict[str, str]", captions)
+    if body.get("brief") is not True:
+        return await _changed(request, lambda pair_set: pair_set.caption(told))
+
+    def written(pair_set: PairSet) -> dict[str, Any]:
+        pair_set.caption(told)
+        return {"words": pair_set.words(told)}
+
+    return web.json_response(await asyncio.to_thread(written, _set_of(request)), headers=FRESH)
 
 
 async def _replace(request: web.Request) -> web.Response:
@@ -198,10 +211,38 @@ async def _project(request: web.Request) -> web.Response:
 async def _examine(request: web.Request) -> web.Response:
     def examined(pair_set: PairSet) -> dict[str, Any]:
         checkup = pair_doctor.examine(pair_set.dataset(), cache=shelf_of_pairs() / "measured")
-        findings = [{"key": match_key(one.stem), "kind": one.kind, "text": one.text, "fix": one.fix} for one in checkup.findings]
+        findings = [
+            {
+                "key": match_key(one.stem),
+                "kind": one.kind,
+                "slot": one.slot,
+                "text": one.text,
+                "fix": one.fix,
+                "drawn": one.kind != "unreadable",
+            }
+            for one in checkup.findings
+        ]
         return {"findings": findings, "text": checkup.text()}
 
     return web.json_response(await asyncio.to_thread(examined, _set_of(request)), headers=FRESH)
+
+
+async def _drawn(request: web.Request) -> web.Response:
+    key, kind, slot = request.match_info["key"], request.query.get("kind", ""), request.query.get("slot", "control_1")
+
+    def drawn_now(pair_set: PairSet) -> bytes | None:
+        dataset = pair_set.dataset()
+        if kind != "reversed":  # which is told by the others as well
+            dataset = dataset.keeping(pair.stem for pair in dataset.pairs if match_key(pair.stem) == key)
+        checkup = pair_doctor.examine(dataset, cache=shelf_of_pairs() / "measured")
+        found = next((one for one in checkup.findings if (match_key(one.stem), one.kind, one.slot) == (key, kind, slot)), None)
+        sheet = drawn(checkup, found, cell_px=480) if found else None
+        return png_bytes(sheet) if sheet else None
+
+    content = await asyncio.to_thread(drawn_now, _set_of(request))
+    if content is None:
+        raise NotFound(f"There is no finding {kind!r} for {key!r} any more.")
+    return web.Response(body=content, content_type="image/png", headers=FRESH)
 
 
 async def _mend(request: web.Request) -> web.Response:

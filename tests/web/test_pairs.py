@@ -87,7 +87,7 @@ def test_logo_on_shirt_is_built_by_drag_and_drop(server, new_tab, shirts, tmp_pa
     wait_for_text(tab, "[role=tab]", "logos")
     drop(tab, "#about", shirts / "logos")  # a folder called like the label
     wait_for_text(tab, "#mismatch", "Target 12, shirts 10, logos 12")
-    tab.click("#mismatch button")
+    tab.click("#show-problems")
     assert tab.locator(".pair").count() == 2
     wait_for_text(tab, ".wrongs", "would have slipped into its place")
     tab.screenshot(path=tmp_path / "mismatch.png")
@@ -142,6 +142,73 @@ def test_logo_on_shirt_is_built_by_drag_and_drop(server, new_tab, shirts, tmp_pa
     for pair in dataset.pairs:
         for picture, origin in zip((pair.target, *pair.controls), LOGO_ON_SHIRT.folders, strict=True):
             assert picture.path.read_bytes() == (shirts / origin / f"{pair.stem}.png").read_bytes()
+
+
+def test_files_and_folders_can_be_chosen_and_what_does_not_fit_taken_out(server, new_tab, shirts, tmp_path):
+    """As on a phone, where nothing can be dropped; the words of a pair are there to be written, whatever the width."""
+    tab = new_tab("about:blank", visitor="phone", viewport={"width": 390, "height": 844})
+    tab.goto(f"{server.address}/flenwheel/pairs?set=chosen")
+    tab.locator("#empty").wait_for()
+    assert tab.locator("#summary").inner_text() == "No images yet."
+    tab.click("#pairing-close")
+    mine = tmp_path / "mine" / "sources"
+    shutil.copytree(shirts / "shirts", mine)
+    (mine / "05.png").unlink()
+    tab.set_input_files("#picker", sorted((shirts / "results").iterdir()))
+    wait_for_text(tab, "#summary", "12")
+    tab.set_input_files("#folder-picker", mine)  # its name means control 1
+    wait_for_text(tab, "#mismatch", "Target 12, Control 1 11")
+    tab.click("#drop-problems")
+    tab.locator("#mismatch").wait_for(state="hidden")
+    assert [slot["count"] for slot in set_of(server, "chosen")[1]["slots"]] == [11, 11]
+    tab.click("#toast button")
+    wait_for_text(tab, "#mismatch", "Target 12, Control 1 11")
+    tab.click("#drop-problems")
+    tab.locator("#mismatch").wait_for(state="hidden")
+    tab.fill("#trigger_word", "ohwx")
+    tab.press("#trigger_word", "Tab")
+    first = tab.locator(".pair").first
+    first.scroll_into_view_if_needed()
+    words, picture = first.locator("textarea").bounding_box(), first.locator(".cell").first.bounding_box()
+    assert words["y"] >= picture["y"] + picture["height"] and words["width"] > 300, "the words stand below the pictures"
+    first.locator("textarea").fill("put the logo on the shirt")
+    with tab.expect_response("**/captions") as saved:
+        first.locator("textarea").press("Enter")
+    assert saved.value.json() == {"words": {"01": ["put the logo on the shirt", True]}}, "the answer does not grow with the set"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    told = set_of(server, "chosen")[1]
+    assert told["trigger_word"] == "ohwx" and told["rows"][0]["own"] and told["rows"][1]["caption"] == ""
+
+
+def test_the_pair_doctor_shows_what_it_found_and_mends_it(server, new_tab, shirts, tmp_path):
+    """A target that slid: told in its row, drawn on demand, aligned, and gone."""
+    folder = tmp_path / "slid"
+    for called, origin in zip(("target", "control 1"), LOGO_ON_SHIRT.folders, strict=False):
+        (folder / called).mkdir(parents=True)
+        for stem in ("01", "02"):
+            shutil.copy(shirts / origin / f"{stem}.png", folder / called)
+    with Image.open(folder / "target" / "02.png") as whole:
+        slid = whole.transform(whole.size, Image.Transform.AFFINE, (1, 0, -5, 0, 1, 3), Image.Resampling.BICUBIC)
+    slid.save(folder / "target" / "02.png")
+    tab = page_of(server, new_tab, "slid")
+    tab.fill("#instruction", "put the logo on the shirt")
+    tab.press("#instruction", "Tab")
+    drop(tab, "#empty h2", folder / "target", folder / "control 1")
+    wait_for_text(tab, "#summary", "2 pairs, all complete")
+    tab.click("#examine")
+    wait_for_text(tab, ".pair[data-key='02'] .wrongs", "slid by +5")
+    assert tab.locator(".look").count() == 1 and "1 pair fits, 1 has a problem" in tab.locator("#summary").inner_text()
+    tab.click(".look")
+    tab.wait_for_function("() => document.querySelector('dialog .drawn')?.naturalWidth > 600")
+    tab.screenshot(path=tmp_path / "look.png")
+    tab.locator("dialog button.primary").click()
+    tab.click(".pair[data-key='02'] .mend")
+    wait_for_text(tab, "#toast", "1 pairs aligned: 02")
+    wait_for_text(tab, "#summary", "2 pairs, all complete")
+    tab.click("#examine")
+    wait_for_text(tab, "#progress-text", "2 of 2 pairs are well")
+    gone = call(f"{server.address}/flenwheel/pairs/sets/slid/drawn/02?kind=shift&slot=control_1")
+    assert gone[0] == 404, "what was mended has no picture any more"
 
 
 def test_files_that_are_no_pictures_or_whose_place_is_taken_are_told(server, new_tab, shirts, tmp_path):

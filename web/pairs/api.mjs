@@ -8,7 +8,7 @@ const LONG_MS = 600_000 // archives, the pair doctor and exports take as long as
 /** @typedef {{key: string, stem: string, files: (File_|null)[], caption: string, own: boolean, problems: string[]}} Row */
 /** @typedef {{slot: string, label: string, holds: string, count: number}} Slot */
 /** @typedef {{id: string, name: string, instruction: string, trigger_word: string, slots: Slot[], problems: number, general: string[], notes: string[], rows: Row[]}} PairSet */
-/** @typedef {{key: string, kind: string, text: string, fix: string}} Finding */
+/** @typedef {{key: string, kind: string, slot: string, text: string, fix: string, drawn: boolean}} Finding */
 
 const of = (set, rest = "") => `pairs/sets/${encodeURIComponent(set)}${rest}`
 
@@ -24,3 +24,5 @@ export const put = (set, slot, name, body, replacing) =>
 export const archive = (set, slot, body) => request(of(set, `/archive?slot=${slot}`), { method: "PUT", body, patience_ms: LONG_MS })
 /** @param {string} set @param {string} slot @param {File_} file @param {number} [size] px; without it the file as it is */
 export const picture = (set, slot, file, size) => address(of(set, `/picture/${slot}/${encodeURIComponent(file.name)}?v=${file.v}${size ? `&size=${size}` : ""}`))
+/** A finding as a picture. @param {string} set @param {Finding} finding */
+export const drawn = (set, { key, kind, slot }) => address(of(set, `/drawn/${encodeURIComponent(key)}?${new URLSearchParams({ kind, slot })}`))

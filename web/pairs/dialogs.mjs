@@ -2,6 +2,7 @@
 
 import { button, element, openDialog } from "../review/dom.mjs"
 import { count, mark, t } from "../review/lang.mjs"
+import { drawn } from "./api.mjs"
 
 const STAGES = { source: mark("photos"), enriched: mark("good edits"), synthetic: mark("good synthetic images"), corrections: mark("good corrections"), qwen_training: mark("triplets, as whole pairs") }
 
@@ -107,3 +108,15 @@ export function exportAs(layouts) {
 /** @param {string} title @param {string} text */
 export const tellAll = (title, text) =>
   asked(title, (close) => [element("pre", { class: "told", text }), end(button({ class: "primary", text: t("Close"), on: { click: () => close(null) } }))])
+
+/** What the pair doctor found, drawn. @param {string} set @param {import("./api.mjs").Row} row @param {import("./api.mjs").Finding} finding */
+export function look(set, row, finding) {
+  const shown = asked(t("What was found in {name}", { name: row.stem }), (close) => {
+    const image = element("img", { class: "drawn", src: drawn(set, finding), alt: finding.text })
+    const missing = element("p", { hidden: true, text: t("The pair has changed since. Let the pair doctor look again.") })
+    image.addEventListener("error", () => { image.hidden = true; missing.hidden = false })
+    return [element("p", { text: finding.text }), image, missing, end(button({ class: "primary", text: t("Close"), on: { click: () => close(null) } }))]
+  })
+  document.querySelector("dialog:has(.drawn)")?.classList.add("wide")
+  return shown
+}

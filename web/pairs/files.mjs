@@ -20,6 +20,10 @@ export async function dropped(data) {
   return (await Promise.all(entries.map((entry) => walked(entry, "")))).flat()
 }
 
+/** What was chosen in the browser's own dialog; a folder's files know where they lay. @param {FileList} files @returns {Found[]} */
+export const chosen = (files) =>
+  [...files].filter(({ name, webkitRelativePath: path }) => !`/${path || name}`.includes("/.")).map((file) => ({ file, folder: file.webkitRelativePath.split("/").slice(0, -1).join("/") }))
+
 async function walked(entry, folder) {
   if (entry.name.startsWith(".")) return []
   if (entry.isFile) return [{ file: await new Promise((resolve, reject) => entry.file(resolve, reject)), folder }]

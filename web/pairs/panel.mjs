@@ -7,15 +7,15 @@ import { ask } from "../review/api.mjs"
 import { button, element, find } from "../review/dom.mjs"
 import { count, learn, t, translate } from "../review/lang.mjs"
 import { create, overview, state as stateOf, tell } from "./api.mjs"
-import { exportAs, findAndReplace, importFrom, tellAll, whichIsWhat } from "./dialogs.mjs"
-import { dropped, placed, send, slotOf } from "./files.mjs"
-import { LINE_PX, TILE_PX, columnsFor, line, takesDrops, tiles } from "./sheet.mjs"
+import { exportAs, findAndReplace, importFrom, look, tellAll, whichIsWhat } from "./dialogs.mjs"
+import { chosen, dropped, placed, send, slotOf } from "./files.mjs"
+import { toast, trouble } from "./say.mjs"
+import { TILE_PX, columnsFor, line, linePx, takesDrops, tiles } from "./sheet.mjs"
 import { tabs } from "./tabs.mjs"
 import { Windowed } from "./windowed.mjs"
 
 const query = new URLSearchParams(location.search)
 const NOTE = "flenwheel.pairing-understood"
-const TOAST_MS = 8000
 
 class Panel {
   tab = 0
@@ -34,28 +34,33 @@ class Panel {
       caption: (row, words) => void this.saveCaption(row, words),
       next: (row, by) => this.goOn(row, by),
       mend: (row) => void this.mend([row.key]),
+      look: (row, finding) => void look(this.set.id, row, finding),
     }
     this.bind()
     this.show(set)
   }
 
   bind() {
-    takesDrops(document.body, (data) => void this.take(data))
+    takesDrops(document.body, (data) => void dropped(data).then((found) => this.take(found)))
     const picker = find("#picker")
-    picker.addEventListener("change", () => {
-      void this.upload([...picker.files].map((file) => ({ file, slot: this.slot.slot })))
-      picker.value = ""
-    })
-    find("#choose-files").addEventListener("click", () => picker.click())
+    for (const one of [picker, find("#folder-picker")]) {
+      one.addEventListener("change", () => {
+        void this.take(chosen(one.files))
+        one.value = ""
+      })
+    }
+    for (const [id, one] of [["#choose-files", picker], ["#choose-folder", find("#folder-picker")]]) find(id).addEventListener("click", () => one.click())
     find("#import").addEventListener("click", () => void this.bringIn(picker))
     find("#replace").addEventListener("click", () => void this.replace())
     find("#examine").addEventListener("click", () => void this.examine())
     find("#export").addEventListener("click", () => void this.export())
     find("#only-problems").addEventListener("click", () => { this.onlyProblems = !this.onlyProblems; this.draw() })
-    find("#instruction").addEventListener("change", (event) => void this.change("", { instruction: event.target.value }))
+    for (const name of ["instruction", "trigger_word"]) {
+      find(`#${name}`).addEventListener("change", (event) => void this.change("", { [name]: event.target.value }))
+    }
     for (const choice of viewChoices()) choice.addEventListener("click", () => { this.view = choice.dataset.view; this.draw() })
     addEventListener("focus", () => void this.refresh())
-    new ResizeObserver(() => this.view === "files" && this.draw()).observe(find("#scroller"))
+    new ResizeObserver(() => (this.view === "files" || this.linePx !== linePx()) && this.draw()).observe(find("#scroller"))
   }
 
   get slot() {
@@ -82,12 +87,14 @@ class Panel {
       add: () => void this.change("controls", { add: true }).then(() => { this.tab = this.set.slots.length - 1; this.draw() }),
       remove: (slot) => void this.change("controls", { remove: slot }),
       describe: (slot, values) => void this.change("", { slots: { [slot]: values } }),
+      files: () => find("#picker").click(),
+      folder: () => find("#folder-picker").click(),
     })
     this.#alert()
     const wrong = set.rows.filter(({ key, problems }) => problems.length || this.findings.has(key)).length
-    const whole = set.rows.length - set.problems
+    const whole = set.rows.length - wrong
     const wordless = set.rows.filter(({ caption, problems }) => !caption && !problems.length).length
-    find("#summary").textContent = wrong
+    find("#summary").textContent = !set.rows.length ? t("No images yet.") : wrong
       ? `${count(whole, "{n} pair fits", "{n} pairs fit")}, ${count(wrong, "{n} has a problem", "{n} have problems")}`
       : wordless
         ? count(wordless, "{n} pair fits and needs words", "{n} pairs fit and need words")
@@ -97,9 +104,12 @@ class Panel {
     only.disabled = !wrong && !this.onlyProblems
     only.setAttribute("aria-pressed", String(this.onlyProblems))
     for (const choice of viewChoices()) choice.setAttribute("aria-pressed", String(choice.dataset.view === this.view))
-    const instruction = find("#instruction")
-    if (document.activeElement !== instruction) instruction.value = set.instruction
+    for (const name of ["instruction", "trigger_word"]) {
+      const input = find(`#${name}`)
+      if (document.activeElement !== input) input.value = set[name]
+    }
     find("#empty").hidden = set.rows.length > 0
+    find("#scroller").hidden = !set.rows.length
     find("#empty-where").textContent = t("They go into {tab}.", { tab: this.slot.label || this.#word(this.tab) })
     for (const id of ["export", "examine", "replace"]) find(`#${id}`).disabled = !set.rows.length
     this.#list()
@@ -113,7 +123,8 @@ class Panel {
     const { rows, set, findings } = this
     const shown = { set: set.id, slots: set.slots, findings }
     const { scrollTop } = this.list.scroller
-    if (this.view === "sheet") this.list.set(rows.length, LINE_PX, (number) => line(shown, rows[number], set.rows.indexOf(rows[number]), this.does))
+    this.linePx = linePx()
+    if (this.view === "sheet") this.list.set(rows.length, this.linePx, (number) => line(shown, rows[number], set.rows.indexOf(rows[number]), this.does))
     else {
       const columns = columnsFor(this.list.scroller.clientWidth)
       this.list.set(Math.ceil(rows.length / columns), TILE_PX, (number) => tiles(shown, this.slot, this.tab, rows.slice(number * columns, (number + 1) * columns), columns, this.does))
@@ -132,7 +143,8 @@ class Panel {
     const head = counts.size > 1 ? t("The numbers of images differ: {counts}.", { counts: counted }) : t("The files do not fit together yet ({counts}).", { counts: counted })
     alert.replaceChildren(
       element("p", {}, element("b", { text: head }), ` ${problems ? count(problems, "{n} name has no partner or another problem.", "{n} names have no partner or another problem.") : ""} ${general.join(" ")}`),
-      problems ? button({ class: "quiet", text: t("Show them"), on: { click: () => { this.onlyProblems = true; this.view = "sheet"; this.draw() } } }) : "",
+      problems ? button({ id: "show-problems", class: "go", text: t("Show them"), on: { click: () => { this.onlyProblems = true; this.view = "sheet"; this.draw() } } }) : "",
+      problems ? button({ id: "drop-problems", class: "go", text: t("Take them out"), on: { click: () => void this.takeOut({ keys: rows.filter((row) => row.problems.length).map(({ key }) => key) }, count(problems, "{n} pair", "{n} pairs")) } }) : "",
     )
   }
 
@@ -158,9 +170,8 @@ class Panel {
     await stateOf(this.set.id).then((set) => this.show(set), () => {}) // the next change tells
   }
 
-  /** Files dropped anywhere but on a pair's own place. @param {DataTransfer} data */
-  async take(data) {
-    const found = await dropped(data)
+  /** Files that were chosen, or dropped anywhere but on a pair's own place. @param {import("./files.mjs").Found[]} found */
+  async take(found) {
     const { slots: guess, guessed } = placed(found, this.set.slots)
     const chosen = guessed ? await whichIsWhat(guess, this.set.slots) : null
     if (guessed && !chosen) return
@@ -199,9 +210,16 @@ class Panel {
     toast(t("{name} was taken out.", { name }), t("Bring back"), () => void this.change("restore", { batch: answer.batch }))
   }
 
+  /** Only the row is asked for again: a set of thousands takes its time. A row with problems may have had one with its words. */
   async saveCaption(row, words) {
     row.caption = words
-    await this.change("captions", { captions: { [row.key]: words } })
+    const captions = { [row.key]: words }
+    if (row.problems.length) return void (await this.change("captions", { captions }))
+    const told = await tell(this.set.id, "captions", { captions, brief: true }).catch(trouble)
+    const now = told && this.set.rows.find(({ key }) => key === row.key)
+    if (!now?.files[0] || !told.words[row.key]) return
+    ;[now.caption, now.own] = told.words[row.key]
+    this.draw()
   }
 
   /** From one caption to the next; what was typed is saved by leaving. */
@@ -262,23 +280,6 @@ const unmade = (name) => ({
   id: "", name, instruction: "", trigger_word: "", problems: 0, general: [], notes: [], rows: [],
   slots: ["target", "control_1"].map((slot) => ({ slot, label: "", holds: "", count: 0 })),
 })
-
-let fading = 0
-
-/** @param {string} text @param {string} [word] @param {() => void} [act] */
-function toast(text, word, act) {
-  const shown = find("#toast")
-  shown.replaceChildren(element("span", { text }), word ? button({ class: "quiet", text: word, on: { click: () => { shown.classList.remove("up"); act?.() } } }) : "")
-  shown.classList.add("up")
-  clearTimeout(fading)
-  fading = setTimeout(() => shown.classList.remove("up"), TOAST_MS)
-}
-
-/** @param {Error} error */
-function trouble(error) {
-  find("#trouble-text").textContent = error.message
-  find("#trouble").hidden = false
-}
 
 async function chooseSet() {
   const { sets } = await overview()

@@ -4,7 +4,7 @@ import { button, element } from "../review/dom.mjs"
 import { t } from "../review/lang.mjs"
 import { picture } from "./api.mjs"
 
-export const LINE_PX = 148
+const [LINE_PX, NARROW_LINE_PX] = [148, 252]
 export const TILE_PX = 176
 const TILE_WIDE_PX = 150
 const THUMB = 256
@@ -14,13 +14,17 @@ const THUMB = 256
 /**
  * @typedef {{
  *   put: (files: DataTransfer, slot: string, row: Row) => void, take: (slot: string, name: string) => void, drop: (row: Row) => void,
- *   caption: (row: Row, words: string) => void, next: (row: Row, by: number) => void, mend: (row: Row) => void }} Does
+ *   caption: (row: Row, words: string) => void, next: (row: Row, by: number) => void, mend: (row: Row) => void,
+ *   look: (row: Row, finding: import("./api.mjs").Finding) => void }} Does
  */
+
+/** Height of a line, px: on a phone the words stand below the pictures, see panel.css. */
+export const linePx = () => (matchMedia("(max-width: 560px)").matches ? NARROW_LINE_PX : LINE_PX)
 
 /** @param {Shown} shown @param {Row} row @param {number} number @param {Does} does */
 export function line(shown, row, number, does) {
   const findings = shown.findings.get(row.key) ?? []
-  const told = [...row.problems, ...findings.map(({ text }) => text)]
+  const told = [...row.problems.map((text) => element("li", { text })), ...findings.map((finding) => element("li", { text: finding.text }, finding.drawn && looker(row, finding, does)))]
   const cells = shown.slots.map((slot, index) => cell(shown, slot, row, row.files[index], does))
   const mendable = findings.some(({ fix }) => fix === "align" || fix === "crop")
   return element(
@@ -30,13 +34,15 @@ export function line(shown, row, number, does) {
     ...cells,
     element("div", { class: "words" },
       caption(row, does),
-      told.length ? element("ul", { class: "wrongs" }, ...told.map((text) => element("li", { text }))) : null,
+      told.length ? element("ul", { class: "wrongs" }, ...told) : null,
       element("div", { class: "ways" },
         mendable && button({ class: "quiet mend", text: t("Align"), on: { click: () => does.mend(row) } }),
         told.length ? button({ class: "quiet drop", text: t("Take this pair out"), on: { click: () => does.drop(row) } }) : null),
     ),
   )
 }
+
+const looker = (row, finding, does) => button({ class: "quiet look", text: t("Look"), "aria-label": t("Look at: {what}", { what: finding.text }), on: { click: () => does.look(row, finding) } })
 
 function caption(row, does) {
   const area = element("textarea", {

@@ -7,7 +7,7 @@ const MOST = 4
 
 /**
  * @param {import("./api.mjs").PairSet} set @param {number} open
- * @param {{open: (tab: number) => void, add: () => void, remove: (slot: string) => void, describe: (slot: string, values: {label?: string, holds?: string}) => void}} does
+ * @param {{open: (tab: number) => void, add: () => void, remove: (slot: string) => void, describe: (slot: string, values: {label?: string, holds?: string}) => void, files: () => void, folder: () => void}} does
  */
 export function tabs(set, open, does) {
   const most = Math.max(...set.slots.map(({ count }) => count))
@@ -43,8 +43,9 @@ function about(slot, number, does) {
   const label = element("input", { id: "label", maxlength: 60, placeholder: number ? t("shirts, logos, poses …") : t("results") })
   label.value = slot.label
   label.addEventListener("change", () => does.describe(slot.slot, { label: label.value }))
-  const holds = element("input", { id: "holds", maxlength: 300 })
+  const holds = element("input", { id: "holds", maxlength: 300, placeholder: number ? t("what each result was made from, or a further picture for it") : t("the results that the model shall learn to make") })
   holds.value = slot.holds
   holds.addEventListener("change", () => does.describe(slot.slot, { holds: holds.value }))
-  section.replaceChildren(element("label", {}, t("Label"), label), element("label", { class: "wide" }, t("What it holds"), holds))
+  section.replaceChildren(element("label", {}, t("Label"), label), element("label", { class: "wide" }, t("What it holds"), holds),
+    button({ id: "add-files", class: "quiet", text: t("Add files"), on: { click: does.files } }), button({ id: "add-folder", class: "quiet", text: t("Add a folder"), on: { click: does.folder } }))
 }
