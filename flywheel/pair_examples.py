@@ -14,13 +14,15 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from .editors._person import Face, cut_out, find_face
-from .errors import DatasetError
+from .errors import DatasetError, IdentityError
+from .faces import embedder
 from .images import SUFFIXES, open_image, png_bytes, write_whole
 
 PAIRS = 12
 SIZE = (640, 800)  # px of every picture made
 GREY = (236, 236, 234)
 LOGO_PX = 256
+ROOMY, CLOSE = 0.36, 0.6  # of the width: a wider face leaves little shirt to put a logo on, and is cut out badly
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +32,42 @@ class Example:
     folder: str
     folders: tuple[str, ...]
     instruction: str
-    make: Callable[[Image.Image, int], tuple[Image.Image, ...]]
+    make: Callable[[Image.Image, int, Face], tuple[Image.Image, ...]]
 
 
-def make_example(example: Example, photos: Path, home: Path, *, pairs: int = PAIRS) -> Path:
-    """Write an example of `pairs` pairs below `home`, from the photos of a folder: each is used in several framings.
+def face_finder() -> tuple[Callable[[Image.Image], Face], str]:
+    """Who says where the face is, and that in words: the face engine where it is installed, else a guess from skin and shape."""
+    try:
+        engine = embedder()
+    except IdentityError as error:
+        return find_face, f"Faces are guessed from skin and shape, and heads may be cut badly: {error}"
+
+    def found(image: Image.Image) -> Face:
+        left, top, right, bottom = max((face.box for face in engine.faces(image)), key=lambda box: box[2] - box[0], default=(0, 0, 0, 0))
+        # its box ends at brows and chin; ours is about the bridge of the nose
+        return Face((left + right) / 2, top + 0.36 * (bottom - top), 1.08 * (right - left)) if right > left else find_face(image)
+
+    return found, f"Faces are found by {engine.name}."
+
+
+def make_example(
+    example: Example, photos: Path, home: Path, *, pairs: int = PAIRS, find: Callable[[Image.Image], Face] = find_face
+) -> Path:
+    """Write an example of `pairs` pairs below `home`, from the photos of a folder: each is used in several framings. `find`: where a face is.
 
     Raises:
         DatasetError: there is no photo.
     """
     listed = sorted(path for path in photos.iterdir() if path.suffix.lower() in SUFFIXES) if photos.is_dir() else []
-    found = [path for path in listed if _shows_somebody(path)]
+    found = [path for path in listed if _shows_somebody(path, find, ROOMY)] or [
+        path for path in listed if _shows_somebody(path, find, CLOSE)
+    ]
     if not found:
         raise DatasetError(f"There are no portraits in {photos}: photos with a whole face in the upper half.")
     home = home / example.folder
     for number in range(pairs):
         framed = _framed(open_image(found[number % len(found)], at_least=1200).image, number // len(found))
-        for folder, picture in zip(example.folders, example.make(framed, number), strict=True):
+        for folder, picture in zip(example.folders, example.make(framed, number, find(framed)), strict=True):
             write_whole(home / folder / f"{number + 1:02}.png", png_bytes(picture))
     for number in range(pairs):
         write_whole(home / example.folders[0] / f"{number + 1:02}.txt", (_said(example, number) + os.linesep).encode())
@@ -67,9 +88,8 @@ def logo(number: int) -> Image.Image:
     return image
 
 
-def _logo_on_shirt(photo: Image.Image, number: int) -> tuple[Image.Image, ...]:
+def _logo_on_shirt(photo: Image.Image, number: int, face: Face) -> tuple[Image.Image, ...]:
     """The logo takes on the light of the cloth below it and leaves the face alone."""
-    face = find_face(photo)
     drawn = logo(number)
     across = round(photo.width * 0.3)
     mark = drawn.resize((across, across), Image.Resampling.LANCZOS)
@@ -84,16 +104,16 @@ def _logo_on_shirt(photo: Image.Image, number: int) -> tuple[Image.Image, ...]:
     return result, photo, plain
 
 
-def _background_removed(photo: Image.Image, _: int) -> tuple[Image.Image, ...]:
-    mask = Image.fromarray((np.clip(cut_out(photo, find_face(photo)), 0, 1) * 255).astype(np.uint8)).resize(photo.size)
+def _background_removed(photo: Image.Image, _: int, face: Face) -> tuple[Image.Image, ...]:
+    mask = Image.fromarray((np.clip(cut_out(photo, face), 0, 1) * 255).astype(np.uint8)).resize(photo.size)
     return Image.composite(photo, Image.new("RGB", photo.size, GREY), mask), photo
 
 
-def _shows_somebody(path: Path) -> bool:
-    """Whether a face lies whole inside the picture, in its upper half, with room for a chest below."""
+def _shows_somebody(path: Path, find: Callable[[Image.Image], Face], widest: float) -> bool:
+    """Whether a face no wider than this share of the picture lies whole inside it, in its upper half, with room for a chest below."""
     photo = open_image(path, at_least=400).image
-    face = find_face(photo)
-    return face.width / 2 < face.x < photo.width - face.width / 2 and face.y < photo.height / 2 and face.width < photo.width * 0.6
+    face = find(photo)
+    return face.width / 2 < face.x < photo.width - face.width / 2 and face.y < photo.height / 2 and face.width < photo.width * widest
 
 
 def _on_the_chest(photo: Image.Image, face: Face, across: int) -> tuple[int, int]:

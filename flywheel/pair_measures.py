@@ -138,8 +138,9 @@ def compare(control: Image.Image, target: Image.Image) -> Measured:
     if moved is None:
         return found
     reach = size[0] / control.width
-    still = furthest(moved.dx * reach, moved.dy * reach, moved.zoom, size) < STILL_PX
-    framed, box = (plain, (0, 0, *size)) if still else onto(control, moved, size)
+    seen_move = replace(moved, dx=moved.dx * reach, dy=moved.dy * reach)
+    still = furthest(seen_move.dx, seen_move.dy, moved.zoom, size) < STILL_PX
+    framed, box = (plain, (0, 0, *size)) if still else onto(plain, seen_move, size)
     ours, theirs = (np.asarray(image.crop(box), np.float32) for image in (framed, seen))
     return replace(found, moved=moved, **_regions(ours, theirs))
 

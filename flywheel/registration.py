@@ -202,14 +202,19 @@ def _moves(control: Plane, target: Plane) -> tuple[NDArray[np.float64], NDArray[
 
 def _moves_of(control: Plane, target: Plane, corners: Sequence[tuple[int, int]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     a, b = (np.stack([plane[top : top + WINDOW_PX, left : left + WINDOW_PX] for top, left in corners]) for plane in (control, target))
-    a -= a.mean(axis=(1, 2), keepdims=True)
-    b -= b.mean(axis=(1, 2), keepdims=True)
+    a -= _means(a)
+    b -= _means(b)
     usable = np.minimum(*(np.einsum("nij,nij->n", plane, plane) for plane in (a, b))) >= MIN_CONTRAST**2 * WINDOW_PX**2
     if not usable.any():
         return np.empty((0, 2)), np.empty((0, 2))
     places = np.array([(left + WINDOW_PX / 2, top + WINDOW_PX / 2) for top, left in corners], dtype=np.float64)[usable]
     moves, sure = _phase_correlated(a[usable], b[usable])
     return places[sure], moves[sure]
+
+
+def _means(windows: Plane) -> Plane:
+    """Of each window, (n, 1, 1). One flat axis adds up four times as fast as two."""
+    return windows.reshape(len(windows), -1).mean(axis=1)[:, None, None]
 
 
 def _starts(side: int, step: int) -> list[int]:
@@ -236,7 +241,7 @@ def _phase_correlated(a: Plane, b: Plane) -> tuple[NDArray[np.float64], NDArray[
     fa, fb = (np.fft.rfft2(window * _taper()) for window in (a, b))
     cross = fb * np.conj(fa)
     strength = np.abs(cross)
-    floor = strength.mean(axis=(1, 2), keepdims=True) * 0.02 + 1e-9
+    floor = _means(strength) * 0.02 + 1e-9
     surface = np.fft.irfft2(cross / (strength + floor) * _band(), s=(WINDOW_PX, WINDOW_PX))
     count = len(surface)
     flat = surface.reshape(count, -1)

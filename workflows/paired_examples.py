@@ -23,8 +23,10 @@ def main(photos: str, into: str) -> None:
         sys.modules[NAME] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[NAME])
     examples = importlib.import_module(f"{NAME}.flywheel.pair_examples")
+    find, told = examples.face_finder()
+    print(told)  # noqa: T201 - a script tells what it does, and where it wrote
     for example in examples.EXAMPLES:
-        print(examples.make_example(example, Path(photos), Path(into) / FOLDER))  # noqa: T201 - a script tells where it wrote
+        print(examples.make_example(example, Path(photos), Path(into) / FOLDER, find=find))  # noqa: T201
 
 
 if __name__ == "__main__":
