@@ -111,7 +111,7 @@ def look(dataset: Dataset, embedder: Embedder | None, *, report: Report | None =
     asked = _asked_and_good(dataset)
     pictures: list[Said] = []
     for image in dataset.images:
-        seen = view(measured.faces.get(image.key) if measured else None, image.height)
+        seen = view(measured.faces.get(image.key) if measured else None, (image.width, image.height))
         slot = asked.get(image.key)
         pictures.append(_as_asked(image.name, slot, seen) if slot else Said(image.name, seen.angle, seen.expression, seen.framing))
     return tuple(pictures)

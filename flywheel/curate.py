@@ -157,7 +157,7 @@ def _describe(
     described: dict[str, dict[str, Any]] = {}
     for copy in taken:
         quality = qualities[copy.path.name]
-        seen = proposed(view(faces.get(copy.key), copy.figures.height), copy.original)
+        seen = proposed(view(faces.get(copy.key), (copy.figures.width, copy.figures.height)), copy.original)
         values, guessed = _values(project, copy.entry, quality, seen, template)
         described[copy.path.name] = described_as(copy, quality, seen, values, guessed)
         record = ImageRecord(copy.key, project.relative(copy.path), copy.figures.width, copy.figures.height, values["caption"])

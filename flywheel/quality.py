@@ -149,27 +149,31 @@ def assess(measured: Figures, faces: tuple[Face, ...] | None) -> PhotoQuality:
     )
 
 
-def view(faces: tuple[Face, ...] | None, height: int) -> View:
-    """How the widest face of a picture of `height` px is seen.
+def view(faces: tuple[Face, ...] | None, size: tuple[int, int]) -> View:
+    """How the widest face of a picture of `size` (width, height, px) is seen.
 
     The angle is coarse: it was fitted up to 45 degrees and calls larger turns too small. A face that only the CNN sees is a profile, covered
-    or hard to see: its angle stays unknown, for a person to say. A smile with closed lips is often missed. The framing says how much of a
+    or hard to see, and where one is cut off the landmarks lie beyond the edge: its angle stays unknown, for a person to say. A smile with closed lips is often missed. The framing says how much of a
     body has room below the face, not that a body is there.
     """
     seen = prominent(faces or ())
     if not seen:
         return View()
     face = seen[0]
-    framing, room = _framing(face, height)
+    framing, room = _framing(face, size[1])
     bounds = f"head below {HEAD_ROOM:g}, bust below {BUST_ROOM:g}, half body below {HALF_ROOM:g}"
     below = f"{framing}: room for {room:.1f} faces below the chin ({bounds})"
     if face.yaw is None:
         return View(framing=framing, measures=(f"angle and expression unknown: {face.doubt}", below))
+    expression = "smiling" if face.smiling else "neutral"
+    if (beyond := _beyond(face, size)) > CUT_OFF:
+        hidden = f"angle unknown: {beyond:.0%} of the face's width lies beyond the edge (told up to {CUT_OFF:.0%})"
+        return View(UNKNOWN, expression, framing, (hidden, _mouth(face), below))
     angle, degrees = _angle(face.yaw), abs(face.yaw) * 90
     side = f" to the viewer's {'left' if face.yaw < 0 else 'right'}" if angle != "front" else ""
     untested = ", a bound beyond which it was never tested" if degrees >= PROFILE_DEGREES else ""
     turned = f"{angle}: turned {degrees:.0f} degrees{side} (front below {FRONT_DEGREES}, profile from {PROFILE_DEGREES}{untested})"
-    return View(angle, "smiling" if face.smiling else "neutral", framing, (turned, _mouth(face), below))
+    return View(angle, expression, framing, (turned, _mouth(face), below))
 
 
 def _mouth(face: Face) -> str:
@@ -230,13 +234,13 @@ def _bits(words: np.ndarray) -> np.ndarray:
 
 def is_cut_off(face: Face, measured: Figures) -> bool:
     """Whether a face reaches over the edge of its picture."""
-    return _beyond(face, measured) > CUT_OFF
+    return _beyond(face, (measured.width, measured.height)) > CUT_OFF
 
 
-def _beyond(face: Face, measured: Figures) -> float:
+def _beyond(face: Face, size: tuple[int, int]) -> float:
     """How far a face reaches over the edge, as a share of its width."""
     left, top, right, bottom = face.box
-    return max(-left, -top, right - measured.width, bottom - measured.height) / max(1, face.width)
+    return max(-left, -top, right - size[0], bottom - size[1]) / max(1, face.width)
 
 
 def _angle(yaw: float) -> str:
@@ -278,7 +282,8 @@ def _size_problems(measured: Figures, face: Face | None) -> tuple[list[str], lis
         sentence = f"the face is only {face.width} px wide (at least {FACE_PX} are wanted)"
         (bad if face.width < TINY_FACE_PX else doubtful).append(sentence)
     if face and is_cut_off(face, measured):
-        doubtful.append(f"the face is cut off: {_beyond(face, measured):.0%} of its width lies beyond the edge (at most {CUT_OFF:.0%} may)")
+        beyond = _beyond(face, (measured.width, measured.height))
+        doubtful.append(f"the face is cut off: {beyond:.0%} of its width lies beyond the edge (at most {CUT_OFF:.0%} may)")
     return bad, doubtful
 
 

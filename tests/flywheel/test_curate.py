@@ -635,6 +635,7 @@ def test_the_portraits(project):
     angles = {photo.original: photo.angle for photo in curated.photos}
     smiles = {photo.original for photo in curated.photos if photo.expression == "smiling"}
     assert angles["obama.jpg"] == angles["biden.jpg"] == "front" and angles["obama2.jpg"] == "half-left"
+    assert angles["obama_partial_face.jpg"] == angles["obama_partial_face2.jpg"] == "unknown", "a front, cut off through the face"
     assert smiles == {"obama.jpg", "obama_partial_face.jpg", "obama_partial_face2.jpg"}
     assert len(curated.dataset.images) == 7 and all(photo.quality.verdict != "low" for photo in curated.photos)
     twins = [problem for photo in curated.photos for problem in photo.problems if "almost the same picture" in problem]

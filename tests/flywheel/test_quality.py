@@ -12,6 +12,7 @@ from .conftest import picture
 from .faces.portraits import engine, portraits
 
 GOOD = Figures(1024, 1024, 200.0, 120.0, 0.0, 0.0, 0, 0)
+SIZE = 1024, 800
 FACE = Face((300, 300, 600, 600), "hog", 2.0, np.zeros(128, np.float32), 0.0, 0.0, 200.0, 120.0, 0.0, 0.0)
 
 
@@ -139,7 +140,7 @@ def test_near_duplicates_of_thousands_are_found_at_once(monkeypatch):
     ],
 )
 def test_the_angle_says_its_figure_and_its_bounds(yaw, angle, words):
-    seen = view((replace(FACE, yaw=yaw),), 1024)
+    seen = view((replace(FACE, yaw=yaw),), (1024, 1024))
     assert seen.angle == angle and seen.measures[0].startswith(f"{angle}: ") and words in seen.measures[0]
 
 
@@ -148,16 +149,18 @@ def test_the_angle_says_its_figure_and_its_bounds(yaw, angle, words):
     [(610, "head"), (779, "head"), (781, "bust"), (1649, "bust"), (1651, "half body"), (2699, "half body"), (2701, "full body")],
 )
 def test_the_framing_is_the_room_below_the_chin(height, framing):
-    seen = view((FACE,), height)  # 300 px high, chin at 600
+    seen = view((FACE,), (1024, height))  # 300 px high, chin at 600
     assert seen.framing == framing in FRAMINGS and f"room for {(height - 600) / 300:.1f} faces" in seen.measures[2]
 
 
 def test_what_nobody_can_see_stays_unknown():
-    assert view(None, 800) == View() == view((), 800)
-    hidden = view((replace(FACE, found_by="cnn", yaw=None, smile=None),), 800)
+    assert view(None, SIZE) == View() == view((), SIZE)
+    cut = view((replace(FACE, box=(-60, 300, 240, 600), yaw=0.2),), SIZE)
+    assert cut.angle == "unknown" and cut.measures[0] == "angle unknown: 20% of the face's width lies beyond the edge (told up to 5%)"
+    hidden = view((replace(FACE, found_by="cnn", yaw=None, smile=None),), SIZE)
     assert (hidden.angle, hidden.expression, hidden.framing) == ("unknown", "unknown", "bust")
     assert "turned away" in hidden.measures[0]
-    assert [view((replace(FACE, smile=smile),), 800).expression for smile in (0.99, 1.0)] == ["neutral", "smiling"]
+    assert [view((replace(FACE, smile=smile),), SIZE).expression for smile in (0.99, 1.0)] == ["neutral", "smiling"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,7 @@ def test_what_nobody_can_see_stays_unknown():
     ],
 )
 def test_the_name_of_a_file_proposes_what_no_measure_sees(name, expression):
-    seen = proposed(view((FACE,), 800), name)
+    seen = proposed(view((FACE,), SIZE), name)
     assert seen.expression == expression
     assert any(words.startswith(f"{expression}: ") for words in seen.measures)
     assert (expression == "neutral") or "a person decides (measured: neutral)" in seen.measures[-1]
