@@ -1,6 +1,6 @@
 """Processes that look for faces, so that ComfyUI's own goes on meanwhile. One of them is asked at a time by one thread.
 
-A helper runs `serve`, with dlib, numpy and Pillow and nothing else. It ends when nobody has asked it for ten minutes, or when the process that
+A helper runs `serve`, with dlib, numpy, Pillow and, where it is there, PyAV. It ends when nobody has asked it for ten minutes, or when the process that
 started it has ended. Where none can be started, the same work is done here. What goes between them are plain values, pickled: neither side knows
 the other's names for classes.
 """
