@@ -14,7 +14,6 @@ from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.job import jobs_of
 from PIL import Image
 from safetensors.numpy import save_file
-from safetensors.torch import load_file
 
 from . import comfy
 
@@ -151,6 +150,8 @@ def test_comfyui_puts_every_layer_that_learnt_on_its_model(tiny, trained):
     before = len(tiny.log.read_text(errors="replace"))
     ran(tiny, graph)
     assert "lora key not loaded" not in tiny.log.read_text(errors="replace")[before:]
+    from safetensors.torch import load_file
+
     bare = load_file(next((tiny.base / "models").rglob("tiny_2509.safetensors")))
     merged = load_file(next((tiny.base / "output").glob("with_lora*")))
     names = {key: key.removeprefix("model.diffusion_model.") for key in merged}
