@@ -61,12 +61,12 @@ def register(control: Image.Image, target: Image.Image, *, levels: int = len(LEV
 
     The target may have another size (it is scaled to the control's first), but must have the same aspect. `levels`: how fine to look.
     """
-    greys = control.convert("L"), target.convert("L")
+    grey, other = control.convert("L"), target.convert("L")
     fit: _Fit | None = None
     for level, agree in zip(LEVELS_PX[:levels], AGREE_PX, strict=False):
         scale = min(1.0, level / max(control.size))
         size = max(WINDOW_PX, round(control.width * scale)), max(WINDOW_PX, round(control.height * scale))
-        finer = _refined(*(_plane(grey, size) for grey in greys), fit, agree)
+        finer = _refined(_plane(grey, size), _plane(other, size), fit, agree)
         if finer is None:
             if fit is None:
                 return None
