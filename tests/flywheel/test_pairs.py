@@ -8,6 +8,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from comfyui_flenwheel.flywheel import pair_slots
 from comfyui_flenwheel.flywheel.errors import DatasetError
 from comfyui_flenwheel.flywheel.images import open_image
 from comfyui_flenwheel.flywheel.pair_slots import match_key
@@ -87,6 +88,21 @@ def test_unreadable_files_are_listed_by_name(tmp_path):
     listed = caught.value.problems
     assert len(listed) == 3
     assert "a.png is empty (0 bytes)" in listed[0] and "b.png is not an image" in listed[1] and "c.png" in listed[2]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_headers_are_read_alike_at_hand_and_from_a_slow_disk(tmp_path, monkeypatch, waits):
+    """One after the other, and by threads from the second handful on: every picture keeps its own size and every fault its own file."""
+    target, controls = folders(tmp_path, [f"{number:03}.png" for number in range(150)], [f"{number:03}.png" for number in range(150)])
+    for number in range(150):
+        Image.new("RGB", (1 + number, 4)).save(controls[0] / f"{number:03}.png")
+    (target / "070.png").write_bytes(b"")
+    (controls[0] / "140.png").write_text("hello")
+    monkeypatch.setattr(pair_slots.time, "thread_time", (lambda: 0.0) if waits else pair_slots.time.perf_counter)
+    dataset = load_pairs(target, controls, instruction="x", on_problem="drop the pair")
+    assert {pair.stem: pair.controls[0].width for pair in dataset.pairs} == {
+        f"{number:03}": 1 + number for number in range(150) if number not in (70, 140)
+    }
 
 
 @pytest.mark.parametrize("count", [0, 4])
