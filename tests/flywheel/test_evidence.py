@@ -1,4 +1,6 @@
 import io
+import os
+import sys
 import threading
 from concurrent.futures import wait
 from datetime import datetime
@@ -147,6 +149,18 @@ def test_a_thumbnail_that_a_power_cut_has_spoilt_is_made_anew(candidates, left):
     made = small.request(candidates.project, image.key, candidates.path(image), 256).result()
     kept.write_bytes(left)
     assert small.request(candidates.project, image.key, candidates.path(image), 256).result() == made == kept.read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives single threads a priority")
+def test_thumbnails_give_way_to_verdicts(candidates, monkeypatch):
+    image, ways = candidates.images[0], []
+    real = thumbs.thumbnail
+    monkeypatch.setattr(
+        thumbs, "thumbnail", lambda path, px: ways.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) or real(path, px)
+    )
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    thumbs.Thumbnails().request(candidates.project, image.key, candidates.path(image), 256).result()
+    assert ways == [thumbs.NICE] and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 def test_a_file_that_changed_gets_no_thumbnail_under_the_old_name(candidates):
