@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 import numpy as np
 import torch
@@ -48,14 +48,18 @@ def devices() -> list[torch.device]:
     return [torch.device(name) for name in (*graphics, "cpu")]
 
 
+_one_at_a_time = Lock()
+
+
 def use_one_thread() -> None:
     """Makes torch compute on this thread alone when this thread asks it. Where every processor has its work already, its other threads only wait
     for each other, which costs up to eight times the work itself. Other threads, also later ones, keep their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rest = Thread(target=torch.set_num_threads, args=(before,))  # the number for threads to come is that of the last call, whoever made it
-    rest.start()
-    rest.join()
+    with _one_at_a_time:  # or one of two would take the other's 1 for the number of all
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        rest = Thread(target=torch.set_num_threads, args=(before,))  # the last call, whoever makes it, counts for threads to come
+        rest.start()
+        rest.join()
 
 
 class TorchNets:
