@@ -26,6 +26,8 @@ from comfyui_flenwheel.nodes.launch import Problem, Server
 flen = importlib.import_module("comfyui_flenwheel.flen")
 ENTRY = Path(flen.__file__)
 
+SHAKY = "once = Path(__file__).with_suffix('.ran'); ran = once.exists(); once.touch(); assert ran"
+
 
 def archive(path: Path, members: dict[str, str | bytes | tarfile.TarInfo]) -> Path:
     """A .tar.gz with these files; a TarInfo stands for itself."""
@@ -296,6 +298,35 @@ def test_a_failed_program_shows_the_end_of_its_output_and_where_the_rest_is(home
     log = home.folder / "logs" / "try-this.txt"
     assert str(told.value).startswith("Try this failed.") and str(log) in str(told.value)
     assert str(told.value).endswith("\n98\n99") and "\n50\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "code", "words"),
+    [
+        ({"steady": "assert True"}, 0, []),
+        ({"steady": "assert True", "shaky": SHAKY}, 0, ["Once more, alone:", "UNSTEADY", "::test_shaky"]),
+        ({"broken": "assert False", "shaky": SHAKY}, 1, ["Once more, alone:", "::test_broken", "::test_shaky"]),
+        ({name: "assert False" for name in "abcd"}, 1, []),
+    ],
+)
+def test_a_few_failed_tests_run_once_more_and_one_that_passes_only_then_is_named(bodies, code, words, home, tmp_path, capfd):
+    tests = tmp_path / "test_it.py"
+    tests.write_text("from pathlib import Path\n" + "".join(f"def test_{name}(tmp_path):\n    {body}\n" for name, body in bodies.items()))
+    pytest_here = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--rootdir",
+        tmp_path,
+        "-o",
+        f"cache_dir={home.folder / 'cache' / 'pytest'}",
+        tests,
+    ]
+    assert flen.twice_at_most(home, pytest_here, {}) == code
+    said = capfd.readouterr().err
+    assert [word for word in words if word not in said] == [] and ("UNSTEADY" in said) == ("UNSTEADY" in words)
+    assert bool(said) == bool(words)
 
 
 def test_programs_keep_their_caches_in_the_home_unless_told_otherwise(tmp_path, monkeypatch):
