@@ -71,6 +71,10 @@ class Shelf:
                 found[request_key] = path
         return found
 
+    def __contains__(self, request_key: object) -> bool:
+        """Whether the image of this request is there."""
+        return request_key in self.files
+
     def strangers(self) -> list[Path]:
         """Images in the label folders that nothing here has made: a person put them there."""
         known = set(self.files.values())

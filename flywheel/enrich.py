@@ -17,6 +17,7 @@ from .errors import EditorError, PromptError
 from .faces import Embedder
 from .images import open_image, png_bytes, size_for, value_key, write_json
 from .lora import split_tags
+from .project import StageName
 from .prompts import Prompt, PromptSet
 from .realign import realigned
 from .registration import FAR
@@ -67,6 +68,7 @@ def enrich(
     prompts: PromptSet,
     editor: Editor,
     *,
+    stage: StageName = "enriched",
     seed: int = 0,
     megapixels: float = 1.0,
     sample_every: int = 10,
@@ -75,7 +77,7 @@ def enrich(
     realign: bool = False,
     report: Report = silent,
 ) -> Enriched:
-    """Make the candidates of a plan into data/enriched/<version>/ and describe them in enrichment_metadata.json.
+    """Make the candidates of a plan into data/<stage>/<version>/ and describe them in the metadata file of that stage.
 
     `realign` adds, beside every edit that is shifted or zoomed against its photo, a copy in the photo's frame as a candidate of its own.
     Finished images are kept and not made again. Every `sample_every`-th image is flagged for a close look (0: none). An image whose file a
@@ -85,7 +87,7 @@ def enrich(
         PromptError, EditorError, StorageError: see `plan` and `render`.
         EditorError: not one image could be made.
     """
-    shelf = Shelf(dataset.project.stage("enriched"))
+    shelf = Shelf(dataset.project.stage(stage))
     orders = plan(dataset, prompts, seed=seed, megapixels=megapixels)
     wanted = [order for order in orders if not _thrown_away(shelf, key_of(editor, order.request))]
     tries = _Tries(dataset, shelf, seed, megapixels, drift)
@@ -109,7 +111,7 @@ def enrich(
         *([f"{len(copies)} re-aligned copies lie beside them for your review."] if copies else []),
         *([f"{skipped} rejected images were deleted by hand and are left alone."] if skipped else []),
     )
-    return Enriched(Dataset(dataset.project, "enriched", images), notes, run)
+    return Enriched(Dataset(dataset.project, stage, images), notes, run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def _spread(orders: Sequence[Order], count: int) -> list[Order]:
 
 
 def write_metadata(shelf: Shelf) -> None:
-    """enrichment_metadata.json: every candidate of the stage with its source, prompt, seed, editor and verdict."""
+    """The metadata file of a stage: every candidate of the stage with its source, prompt, seed, editor and verdict."""
     stage = shelf.stage
     decided = review.labels(stage.project)
     images = [

@@ -5,6 +5,7 @@
 <root>/data/source/v1/                 photographs, metadata.json
 <root>/data/enriched/v1/               candidates, then good/ corrections/ rejected/; enrichment_metadata.json
 <root>/data/synthetic/v1/              the same for synthetic images; filtered/ holds what passed the identity check
+<root>/data/card/v1/                   the same for the images of model cards
 <root>/data/{pristine,corrections,qwen_training,training}/v1/
 <root>/models/flux_lora/
 <root>/cache/                          thumbnails; delete at will
@@ -24,7 +25,7 @@ from typing import Literal, get_args
 from .errors import ProjectError
 from .images import write_json
 
-StageName = Literal["source", "enriched", "synthetic", "pristine", "corrections", "qwen_training", "training"]
+StageName = Literal["source", "enriched", "synthetic", "pristine", "corrections", "qwen_training", "training", "card"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 SCHEMA = 1

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from PIL import Image
 
-from .candidates import Shelf
 from .editors import Accountable, Choosy, Edit, Editor, EditRequest, Foresighted, Rendered, fingerprint_of, key_of
 from .errors import EditorError, EditorUnavailable, FlywheelError, StorageError
 from .images import png_bytes
@@ -48,6 +48,16 @@ class Progress:
     preview: Image.Image | None = None
     name: str = ""
     doing: str = ""
+
+
+class Keeper(Protocol):
+    """Where finished images lie, by request key: the shelf of a project's stage, or a folder."""
+
+    def __contains__(self, request_key: object) -> bool: ...
+
+    def add(self, request_key: str, name: str, png: bytes, *, size: tuple[int, int], facts: Mapping[str, Any]) -> Path:
+        """Keep an image; it is whole on disk when this returns."""
+        ...
 
 
 Report = Callable[[Progress], None]  # may raise: that is how a person cancels
@@ -85,7 +95,7 @@ def silent(_: Progress) -> None:
 
 
 def render(
-    orders: Sequence[Order], editor: Editor, shelf: Shelf, *, report: Report = silent, follow_up: FollowUp | None = None, limit: int = 0
+    orders: Sequence[Order], editor: Editor, shelf: Keeper, *, report: Report = silent, follow_up: FollowUp | None = None, limit: int = 0
 ) -> Run:
     """Make every ordered image that is not on the shelf yet; stop after `limit` new ones (0: no limit).
 
@@ -102,7 +112,7 @@ def render(
 
 
 class _Renderer(ExitStack):
-    def __init__(self, editor: Editor, shelf: Shelf, report: Report, follow_up: FollowUp | None, queue: deque[Order]) -> None:
+    def __init__(self, editor: Editor, shelf: Keeper, report: Report, follow_up: FollowUp | None, queue: deque[Order]) -> None:
         super().__init__()
         self.editor, self.shelf, self.report, self.follow_up, self.queue = editor, shelf, report, follow_up, queue
         self.total = len(queue)
@@ -120,7 +130,7 @@ class _Renderer(ExitStack):
             while self.queue:
                 order = self.queue.popleft()
                 key = key_of(self.editor, order.request)
-                if key in self.shelf.files:
+                if key in self.shelf:
                     self._finish(Finished(order, key, made=False))
                 elif limit and self.edits >= limit:
                     left += 1
@@ -134,7 +144,7 @@ class _Renderer(ExitStack):
         if self._edit is None:
             self._edit = self.enter_context(self.editor.session())
             if isinstance(self._edit, Foresighted):
-                missing = [order, *(other for other in self.queue if key_of(self.editor, other.request) not in self.shelf.files)]
+                missing = [order, *(other for other in self.queue if key_of(self.editor, other.request) not in self.shelf)]
                 self._edit.expect([other.request for other in missing[: limit or None]])
         began = time.monotonic()
         try:
@@ -193,7 +203,7 @@ class _Renderer(ExitStack):
         return Progress(done + fraction, self.total, self.edits, eta, preview, name)
 
 
-def _save(shelf: Shelf, key: str, order: Order, image: Image.Image, facts: Mapping[str, Any]) -> None:
+def _save(shelf: Keeper, key: str, order: Order, image: Image.Image, facts: Mapping[str, Any]) -> None:
     shelf.add(key, order.name, png_bytes(image), size=image.size, facts=facts)
 
 

@@ -9,7 +9,7 @@ from ..flywheel.desk import Desk
 from ..flywheel.project import Project, Stage, StageName
 from . import host
 
-REVIEWED: tuple[StageName, ...] = ("enriched", "synthetic", "corrections")
+REVIEWED: tuple[StageName, ...] = ("enriched", "synthetic", "corrections", "card")
 
 _desks: dict[tuple[Path, str, int], Desk] = {}
 _guard = threading.Lock()

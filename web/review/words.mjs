@@ -51,7 +51,7 @@ export function similarityWords({ similarity, state, band }) {
   return { figure: similarity.toFixed(2), word: t(word), band: colour }
 }
 
-const STAGES = { enriched: mark("Enriched"), synthetic: mark("Synthetic"), corrections: mark("Corrections") }
+const STAGES = { enriched: mark("Enriched"), synthetic: mark("Synthetic"), corrections: mark("Corrections"), card: mark("Model card") }
 /** @param {string} stage */
 export const stageWord = (stage) => t(STAGES[stage] ?? stage)
 
