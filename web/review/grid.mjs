@@ -31,6 +31,8 @@ export class Grid {
   #thumb = 256
   /** @type {Map<string, HTMLImageElement>} from the layout before, so that nothing flickers */
   #hung = new Map()
+  /** @type {WeakMap<HTMLElement, string>} what a card says; writing the same again would draw the whole window anew */
+  #said = new WeakMap()
   size = USUAL
 
   /**
@@ -239,22 +241,29 @@ export class Grid {
   }
 
   #select(card) {
-    card.setAttribute("aria-selected", String(this.store.selected.size ? this.store.selected.has(card.dataset.key) : card.dataset.key === this.store.current))
-    card.classList.toggle("current", card.dataset.key === this.store.current)
-    card.classList.toggle("chosen", this.store.selected.has(card.dataset.key))
+    const { selected, current } = this.store
+    const { key } = card.dataset
+    const chosen = String(selected.size ? selected.has(key) : key === current)
+    if (card.getAttribute("aria-selected") !== chosen) card.setAttribute("aria-selected", chosen)
+    card.classList.toggle("current", key === current)
+    card.classList.toggle("chosen", selected.has(key))
   }
 
   #mark(card, candidate) {
     if (!candidate) return
     const { label, origin, reasons, prompt, name } = candidate
+    const { figure, word } = similarityWords(candidate)
+    const rule = !label || !origin || origin === "person" ? "" : origin === "folder" ? t("by folder") : t("by a rule")
+    const machine = candidate.suggestion && !label ? t("suggested: {label}", { label: wordFor(candidate.suggestion.label) }) : ""
+    const words = [wordFor(label), ...reasons.map(reasonWord), `${figure} ${word}`.trim(), machine, prompt || name].filter(Boolean).join(", ")
+    if (this.#said.get(card) === words + rule) return
+    this.#said.set(card, words + rule)
     card.dataset.label = label ?? "undecided"
+    card.setAttribute("aria-label", words)
     const mark = card.querySelector(".mark")
     mark.replaceChildren()
     if (label) mark.append(icon(label), element("span", { text: wordFor(label) }))
-    if (label && origin && origin !== "person") mark.append(element("small", { text: origin === "folder" ? t("by folder") : t("by a rule") }))
-    const { figure, word } = similarityWords(candidate)
-    const machine = candidate.suggestion && !label ? t("suggested: {label}", { label: wordFor(candidate.suggestion.label) }) : ""
-    card.setAttribute("aria-label", [wordFor(label), ...reasons.map(reasonWord), `${figure} ${word}`.trim(), machine, prompt || name].filter(Boolean).join(", "))
+    if (rule) mark.append(element("small", { text: rule }))
   }
 
   #clicked(event) {

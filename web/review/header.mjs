@@ -85,18 +85,24 @@ export class Header {
 
   #filters() {
     const { candidates, filter } = this.store
-    const focused = find("#filters").contains(document.activeElement) ? /** @type {HTMLElement} */ (document.activeElement).dataset.filter : null
     const counts = { ...this.store.counts, all: this.store.counts.total }
     const numberOf = ({ name, holds }) => counts[name] ?? (this.store.incomplete ? 0 : candidates.filter(holds).length)
-    const chips = FILTERS.map((known) => ({ ...known, number: numberOf(known) }))
-      .filter(({ always, number, name }) => always || number || name === filter)
-      .map(({ name, word, number }) =>
-        button(
-          { class: `filter ${name}`, "aria-pressed": String(name === filter), dataset: { filter: name }, on: { click: () => this.store.choose({ filter: name }) } },
-          t(word),
-          element("span", { text: String(number) }),
-        ),
-      )
+    const shown = FILTERS.map((known) => ({ ...known, number: numberOf(known) })).filter(({ always, number, name }) => always || number || name === filter)
+    const names = shown.map(({ name }) => name).join()
+    if (names !== this.names) this.#chips(shown)
+    this.names = names
+    for (const { name, number } of shown) {
+      const chip = find(`#filters [data-filter="${name}"]`)
+      chip.setAttribute("aria-pressed", String(name === filter))
+      if (chip.lastChild.textContent !== String(number)) chip.lastChild.textContent = String(number)
+    }
+  }
+
+  #chips(shown) {
+    const focused = find("#filters").contains(document.activeElement) ? /** @type {HTMLElement} */ (document.activeElement).dataset.filter : null
+    const chips = shown.map(({ name, word }) =>
+      button({ class: `filter ${name}`, dataset: { filter: name }, on: { click: () => this.store.choose({ filter: name }) } }, t(word), element("span")),
+    )
     find("#filters").replaceChildren(...chips)
     if (focused) find(`#filters [data-filter="${focused}"]`)?.focus()
   }
