@@ -5,8 +5,8 @@
 Every pause is really slept. The script stands for a person: it reads the page and its help before the first key, uses only keys that the page
 shows all the time (1 2 3, R and the digits of the reasons, Space, U), looks at each image for a time drawn anew, looks twice at some, gives
 reasons for half of what is not good, and now and then takes a slip back. How long people look is taken from guides for photographers who cull
-with instant previews, 1 to 3 seconds an image. All persons sit at one server at the same time, each in a browser and a project of their own. It shows that the page keeps up with people and needs no more keys than it says; it is no study
-with people. Prints a table and writes results/new_reviewer.md.
+with instant previews, 1 to 3 seconds an image. One person after the other, each with a browser and a project of their own. It shows that the page keeps
+up with people and needs no more keys than it says; it is no study with people. Prints a table and writes results/new_reviewer.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import random
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -119,10 +118,8 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         Server(Path(os.environ["FLEN_COMFYUI"]), Path(sys.executable), Path(folder)) as server,
-        ThreadPoolExecutor(len(seeds)) as together,
     ):
-        waiting = [await_review(server, f"newcomer {seed}", IMAGES) for seed in seeds]
-        rows = list(together.map(visit, waiting, seeds))
+        rows = [visit(await_review(server, f"newcomer {seed}", IMAGES), seed) for seed in seeds]
     table = ["| person | seconds | of these paused | of these the page and the keys | keys | under 5 minutes |", "|---" * 6 + "|"]
     table += ["| " + " | ".join(row) + " |" for row in rows]
     method = " ".join((__doc__ or "").split("\n\n")[2].replace(" Prints a table and writes results/new_reviewer.md.", "").split())
