@@ -14,6 +14,7 @@ PREFIX = "model.diffusion_model."  # of files that ComfyUI saved
 QwenVersion = Literal["auto", "edit", "edit-2509", "edit-2511"]
 QWEN_HELP = "Which Qwen-Image-Edit it is; auto reads it from the model's name. Other models: auto."
 QWEN_UNKNOWN = "{name!r} does not say which Qwen-Image-Edit it is: set the option version to edit, edit-2509 or edit-2511"
+QWEN_ONE = "the first Qwen-Image-Edit takes one picture to start from, and the data has {count}: take 2509 or 2511"
 _SCALED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant")
 
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from ...flywheel.images import write_json, write_whole
 from ...flywheel.pairs import PairedDataset
+from .. import trainset
 from ..errors import EngineNotInstalled, TrainingFailed
 from ..job import Job
 from ..spec import ARCHITECTURES, TrainingSpec
@@ -50,16 +51,22 @@ QWEN: Mapping[str, tuple[str, str, str]] = {  # generation to ai-toolkit's arch,
     "edit-2509": ("qwen_image_edit_plus", "Qwen/Qwen-Image-Edit-2509", "qwen_image_edit_2509_torchao_uint3"),
     "edit-2511": ("qwen_image_edit_plus:2511", "Qwen/Qwen-Image-Edit-2511", "qwen_image_edit_2511_torchao_uint3"),
 }
+ONE_CONTROL = frozenset({"flux_kontext", "qwen_image_edit"})  # these take one, shaped like its target, and call a sample's by another name
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """How ai-toolkit knows an architecture: its `arch`, where it has what it downloads, and what else its blocks say."""
+    """How ai-toolkit knows an architecture: its `arch`, where it has what it downloads, and what else its blocks say.
+
+    `file`: where it is read from one file, that file's name; its encoder and autoencoder are then always downloaded, from `parts`.
+    """
 
     arch: str
     hub: str
     model: Mapping[str, Any]
     train: Mapping[str, Any]
+    file: str = ""
+    parts: str = ""
 
 
 MODELS: Mapping[str, Model] = {
@@ -68,8 +75,22 @@ MODELS: Mapping[str, Model] = {
     "qwen_image_edit": Model(
         "qwen_image_edit_plus", "Qwen/Qwen-Image-Edit-2509", {"model_kwargs": {"match_target_res": False}}, {"timestep_type": "weighted"}
     ),
-    "flux2_klein_4b": Model("flux2_klein_4b", "black-forest-labs/FLUX.2-klein-base-4B", {}, {"timestep_type": "weighted"}),
-    "flux2_klein_9b": Model("flux2_klein_9b", "black-forest-labs/FLUX.2-klein-base-9B", {}, {"timestep_type": "weighted"}),
+    "flux2_klein_4b": Model(
+        "flux2_klein_4b",
+        "black-forest-labs/FLUX.2-klein-base-4B",
+        {},
+        {"timestep_type": "weighted"},
+        "flux-2-klein-base-4b.safetensors",
+        "Qwen/Qwen3-4B and ai-toolkit/flux2_vae",
+    ),
+    "flux2_klein_9b": Model(
+        "flux2_klein_9b",
+        "black-forest-labs/FLUX.2-klein-base-9B",
+        {},
+        {"timestep_type": "weighted"},
+        "flux-2-klein-base-9b.safetensors",
+        "Qwen/Qwen3-8B and ai-toolkit/flux2_vae",
+    ),
 }
 
 
@@ -80,7 +101,7 @@ class AiToolkitOptions:
     model: str = field(
         default="",
         metadata={
-            "help": "A folder in diffusers' layout, or a name on Hugging Face, which ai-toolkit then downloads. Empty: the usual one."
+            "help": "A folder in diffusers' layout (FLUX.2 [klein]: Black Forest Labs' own file), or a name on Hugging Face, which ai-toolkit then downloads. Empty: the usual one."
         },
     )
     version: _weights.QwenVersion = field(default="auto", metadata={"help": _weights.QWEN_HELP})
@@ -128,9 +149,13 @@ class AiToolkit:
             problems += error.problems or [str(error)]
         model, wrong = _model(job)
         problems += wrong
-        if _HUB.fullmatch(model):
-            facts.append(f"ai-toolkit takes {model} from Hugging Face; what is not there yet it downloads at its start")
-        problems += _dataset.problems(job)
+        downloads = [model] if _HUB.fullmatch(model) else []
+        downloads += filter(None, [MODELS[job.spec.architecture].parts])
+        if downloads:
+            facts.append(f"ai-toolkit takes {', '.join(downloads)} from Hugging Face; what is not there yet it downloads at its start")
+        if job.spec.alpha != job.spec.rank:
+            problems.append("ai-toolkit makes alpha the rank, whatever it is told, so alpha must be the rank: leave it as it is")
+        problems += _dataset.problems(job) or _control_problems(job)
         problems += _unspeakable(job)
         if problems:
             raise EngineNotInstalled("ai-toolkit cannot train this yet:", problems)
@@ -263,7 +288,8 @@ def _samples(spec: TrainingSpec, dataset: PairedDataset | None) -> dict[str, Any
     rows: list[dict[str, str]] = []
     for number, prompt in enumerate(spec.sample_prompts):
         controls = dataset.pairs[number % len(dataset.pairs)].controls if dataset else ()
-        rows.append({"prompt": prompt, **{f"ctrl_img_{slot}": control.path.as_posix() for slot, control in enumerate(controls, 1)}})
+        names = ("ctrl_img",) if _arch(spec) in ONE_CONTROL else ("ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
+        rows.append({"prompt": prompt, **{name: control.path.as_posix() for name, control in zip(names, controls, strict=False)}})
     return {
         "sampler": "flowmatch",
         "sample_every": spec.save_every,
@@ -348,14 +374,35 @@ def _model(job: Job) -> tuple[str, list[str]]:
         if not _HUB.fullmatch(wanted) or wanted.endswith((".safetensors", ".gguf")):
             problems.append(f"model is {wanted!r}: neither a folder that is there nor a name on Hugging Face")
         return wanted, problems
-    single = spec.architecture.startswith("flux2")
-    if found.is_dir() and not ((found / "transformer").is_dir() or (single and any(found.glob("*.safetensors")))):
+    file = MODELS[spec.architecture].file
+    if file and found.is_dir() and not (found / file).is_file():
+        problems.append(
+            f"{found.name} holds no {file}, and of {ARCHITECTURES[spec.architecture]} ai-toolkit reads nothing else: put it there"
+        )
+    elif not file and found.is_dir() and not (found / "transformer").is_dir():
         problems.append(f"{found.name} is no model folder in diffusers' layout: it has no transformer folder")
-    elif found.is_file() and not single:
+    elif not file and found.is_file():
         problems.append(
             f"{found.name} is a single file; for {ARCHITECTURES[spec.architecture]} ai-toolkit needs a folder in diffusers' layout"
         )
     return found.as_posix(), problems
+
+
+def _control_problems(job: Job) -> list[str]:
+    """What its models cannot do with these controls: take several, or lay controls of several sizes into one batch, since they are not scaled."""
+    spec = job.spec
+    found = trainset.read(job.dataset)
+    if _arch(spec) in ONE_CONTROL:
+        return [_weights.QWEN_ONE.format(count=found.controls)] if _generation(spec) == "edit" and found.controls > 1 else []
+    paired = trainset.pairs_of(found) if spec.batch_size > 1 else None
+    slots = zip(*(pair.controls for pair in paired.pairs), strict=True) if paired else ()
+    sizes = [len({(one.width, one.height) for one in slot}) for slot in slots]
+    return [
+        f"the pictures of control {slot} have {count} sizes, which ai-toolkit cannot put into one batch: set batch_size to 1"
+        f" and gradient_accumulation to {spec.batch_size * spec.gradient_accumulation}, which comes to the same"
+        for slot, count in enumerate(sizes, 1)
+        if count > 1
+    ]
 
 
 def _unspeakable(job: Job) -> list[str]:

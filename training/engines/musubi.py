@@ -418,10 +418,8 @@ def _file_problems(job: Job) -> list[str]:
             f"{found['vae'].name} is an autoencoder in diffusers' form, which musubi-tuner cannot read: take {family.files['vae'][3]}"
         )
     if spec.architecture == "qwen_image_edit" and not version(spec):
-        problems.append(
-            f"{spec.base_model!r} does not say which Qwen-Image-Edit it is: set the option version to edit, edit-2509 or edit-2511"
-        )
+        problems.append(_weights.QWEN_UNKNOWN.format(name=spec.base_model))
     most = trainset.read(job.dataset).controls
     if spec.kind == "edit" and version(spec) == "edit" and most > 1:
-        problems.append(f"the first Qwen-Image-Edit takes one picture to start from, and the data has {most}: take 2509 or 2511")
+        problems.append(_weights.QWEN_ONE.format(count=most))
     return problems

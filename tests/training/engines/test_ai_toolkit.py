@@ -3,20 +3,26 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
+from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.engines import _dataset, _launch, ai_toolkit
 from comfyui_flenwheel.training.errors import EngineNotInstalled
+from PIL import Image
 
-from .conftest import edit_job, inside, lay, own_python, posix, seen, until
+from ..conftest import training_set
+from .conftest import PROMPT, edit_job, inside, lay, own_python, pairs, posix, seen, spec_for, until
 from .test_musubi import spec_of
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 KNOWN = json.loads((HERE / "ai_toolkit_0.12.26_keys.json").read_text())
 GOLDEN = HERE / "ai_toolkit_golden"
+TRAINS = sorted(ai_toolkit.AiToolkit.trains)
 OPTIONS = ({}, {"qtype": "uint3", "offload": 0.3, "low_vram": True}, {"qtype": "none"})
 
 
@@ -180,22 +186,77 @@ def test_the_generations_of_qwen_image_edit(project, tmp_path, base, options, ar
     assert problems == [] and (told["arch"], told["name_or_path"], told["qtype"]) == (arch, model, qtype)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "options", "names"),
+    [
+        ("flux1_kontext", {}, ["ctrl_img"]),
+        ("qwen_image_edit", {"version": "edit"}, ["ctrl_img"]),
+        ("qwen_image_edit", {}, ["ctrl_img_1"]),
+        ("flux2_klein_9b", {}, ["ctrl_img_1"]),
+    ],
+)
+def test_samples_name_their_control_as_the_model_asks_for_it(project, tmp_path, architecture, options, names):
+    changes = {"architecture": architecture, "options": options, "sample_prompts": ("make it night",)}
+    job = edit_job(project, "ai_toolkit", tmp_path, tmp_path, **changes)
+    folder, dataset = _dataset.lay_out(job, ai_toolkit.LAYOUT)
+    (sample,) = ai_toolkit.config(job.spec, "m", job.folder, folder, dataset)["config"]["process"][0]["sample"]["samples"]
+    assert list(sample) == ["prompt", *names]
+
+
+def refused(job):
+    with pytest.raises(EngineNotInstalled) as caught:
+        ai_toolkit.AiToolkit().check(job)
+    return caught.value.problems
+
+
+def test_controls_that_its_models_cannot_take_are_refused(checkout, project, tmp_path):
+    first = edit_job(project, "ai_toolkit", tmp_path, tmp_path, controls=2, options={"version": "edit"})
+    assert any("the first Qwen-Image-Edit takes one picture to start from, and the data has 2" in told for told in refused(first))
+    folder = pairs(project, controls=2)
+    write_whole(project.root / "data/source/v1/start_3_2.png", png_bytes(Image.new("RGB", (64, 96))))
+    sizes = spec_for(project, folder, "ai_toolkit", batch_size=2, gradient_accumulation=3)
+    (told,) = refused(jobs.find_or_create(project.root, sizes))
+    assert told.startswith("the pictures of control 2 have 2 sizes") and "gradient_accumulation to 6" in told
+    ai_toolkit.AiToolkit().check(jobs.find_or_create(project.root, dataclasses.replace(sizes, batch_size=1)))
+
+
+def test_an_alpha_that_it_would_not_use_is_refused(checkout, project, tmp_path):
+    (told,) = refused(edit_job(project, "ai_toolkit", tmp_path, tmp_path, alpha=2))
+    assert "alpha must be the rank" in told
+
+
+@pytest.mark.parametrize("size", ["4b", "9b"])
+def test_klein_is_read_from_its_makers_own_file(checkout, project, tmp_path, size):
+    (checkout / "extensions_built_in/diffusion_models/qwen_image/plus.py").write_text(f'arch = "flux2_klein_{size}"\n')
+    file = f"flux-2-klein-base-{size}.safetensors"
+    lay(tmp_path, {"folder/transformer/config.json": "{}", "folder/other.safetensors": "x", file: "x", f"whole/{file}": "x"})
+
+    def job(model):
+        return edit_job(project, "ai_toolkit", tmp_path, tmp_path, architecture=f"flux2_klein_{size}", options={"model": model})
+
+    (told,) = refused(job("folder"))
+    assert told.startswith(f"folder holds no {file}")
+    for model in (file, "whole"):
+        facts = ai_toolkit.AiToolkit().check(job(model))
+        assert any("Qwen/Qwen3-" in fact and "from Hugging Face" in fact for fact in facts)
+
+
 def test_a_generation_that_nothing_tells_is_asked_for(project, tmp_path):
     assert "set the option version" in ai_toolkit._model(edit_job(project, "ai_toolkit", tmp_path, tmp_path, base_model="mine"))[1][0]
 
 
-@pytest.mark.parametrize("architecture", list(ai_toolkit.MODELS))
-def test_the_files_are_the_golden_ones(architecture):
+@pytest.mark.parametrize(("kind", "architecture"), TRAINS)
+def test_the_files_are_the_golden_ones(kind, architecture):
     """Golden files are read by people: look at the difference before you replace them."""
-    kind = "character" if architecture == "flux1" else "edit"
     spec = spec_of(architecture, engine="ai_toolkit", kind=kind, steps=1500)
     config = ai_toolkit.config(spec, ai_toolkit.MODELS[architecture].hub, Path("/job"), Path("/data"), None)
     config["config"]["name"] = "id"
     told = json.dumps(config, indent=1) + "\n"
+    golden = GOLDEN / f"{kind}_{architecture}.json"
     if os.environ.get("WRITE_GOLDEN"):
         GOLDEN.mkdir(exist_ok=True)
-        (GOLDEN / f"{architecture}.json").write_text(told, encoding="utf-8")
-    assert told == (GOLDEN / f"{architecture}.json").read_text(encoding="utf-8")
+        golden.write_text(told, encoding="utf-8")
+    assert told == golden.read_text(encoding="utf-8")
 
 
 def test_every_key_is_asked_for_by_the_real_source():
@@ -204,41 +265,111 @@ def test_every_key_is_asked_for_by_the_real_source():
         pytest.skip("AITK_ROOT names no checkout of ai-toolkit; the list of its keys kept here was used instead")
     real = ai_toolkit.keys_of(Path(root) / ai_toolkit.MARKER)
     assert all(set(keys) <= real[cls] for cls, keys in KNOWN.items())
-    for architecture in ai_toolkit.MODELS:
+    for kind, architecture in TRAINS:
         for options in OPTIONS:
-            spec = spec_of(architecture, engine="ai_toolkit", kind="character" if architecture == "flux1" else "edit", options=options)
+            spec = spec_of(architecture, engine="ai_toolkit", kind=kind, options=options)
             assert ai_toolkit.block_problems(ai_toolkit.config(spec, "m", Path("/job"), Path("/data"), None), Path(root)) == []
 
 
-def test_its_reader_and_loader_see_every_setting_picture_and_control(project, tmp_path):
+KINDS = [
+    *(("character", name, {}, 0) for name in ("flux1", "flux2_klein_4b", "flux2_klein_9b")),
+    ("edit", "flux1_kontext", {}, 1),
+    ("edit", "qwen_image_edit", {"version": "edit"}, 1),
+    *(("edit", "qwen_image_edit", {"version": version}, count) for version in ("edit-2509", "edit-2511") for count in (1, 2, 3)),
+    *(("edit", name, {}, count) for name in ("flux2_klein_4b", "flux2_klein_9b") for count in (1, 2, 3)),
+]
+ONLY = {"flux1_kontext": "FluxKontextModel", "qwen_image_edit": "QwenImageEditModel"}  # what takes one control, as it calls them
+
+
+@pytest.fixture
+def in_ai_toolkit():
+    """Its own reader and data loader, asked about the config of each job: what they made of it, in the order of the jobs."""
     root = os.environ.get("AITK_ROOT")
     if not root or not any((Path(root) / name).is_dir() for name in ("venv", ".venv")):
         pytest.skip("AITK_ROOT names no checkout of ai-toolkit with a Python of its own; golden files were used instead")
-    job = edit_job(project, "ai_toolkit", tmp_path, tmp_path, controls=3, sample_prompts=("make it night",), options={"qtype": "uint3"})
-    folder, dataset = _dataset.lay_out(job, ai_toolkit.LAYOUT)
-    path = job.folder / f"{job.id}.json"
-    path.write_text(json.dumps(ai_toolkit.config(job.spec, "m", job.folder, folder, dataset)))
-    python = _launch.interpreter(Path(root), ai_toolkit.PYTHON)
-    said = inside(root, python, _launch.environment({}), HERE / "in_ai_toolkit.py", path)
-    told = json.loads(said.rpartition("READ")[2])
-    assert len(told["items"]) == 4 and {item["caption"].strip() for item in told["items"]} == {"make it night, keep the person identical"}
-    for item in told["items"]:
-        name = Path(item["path"]).name
-        assert item["controls"] == [str(folder / f"control_{slot}" / name) for slot in (1, 2, 3)]
-    settings = told["settings"]
-    assert (settings["lr"], settings["steps"], settings["rank"], settings["every"]) == (1e-4, 20, 4, 5)
-    assert (
-        settings["scheduler"] == "flowmatch"
-        and settings["arch"] == "qwen_image_edit_plus"
-        and settings["controls"][0].endswith("p0001.png")
-    )
-    assert settings["qtype"].startswith("uint3")
+
+    def ask(*laid_out):
+        paths = []
+        for job, folder, dataset in laid_out:
+            paths.append(job.folder / f"{job.id}.json")
+            paths[-1].write_text(json.dumps(ai_toolkit.config(job.spec, "m", job.folder, folder, dataset)))
+        python = _launch.interpreter(Path(root), ai_toolkit.PYTHON)
+        said = inside(root, python, _launch.environment({}), HERE / "in_ai_toolkit.py", *paths)
+        return json.loads(said.rpartition("READ")[2])
+
+    return ask
+
+
+def uneven(project):
+    """Three pictures that count four times beside two that count twice: the smallest proportion is 2 to 1."""
+    folder = training_set(project, 5)
+    often, seldom = folder / "4_ohwx_char person", folder / "2_ohwx_char person"
+    next(folder.iterdir()).rename(often)
+    seldom.mkdir()
+    for number in (3, 4):
+        for suffix in (".png", ".txt"):
+            (often / f"image_{number:03}{suffix}").rename(seldom / f"image_{number:03}{suffix}")
+    return folder
+
+
+def test_its_reader_and_loader_see_every_setting_picture_repeat_and_control_of_every_kind(project, tmp_path, in_ai_toolkit):
+    laid_out = []
+    characters = uneven(project)
+    for kind, architecture, options, count in KINDS:
+        changes = {"kind": kind, "architecture": architecture, "options": options, "sample_prompts": ("make it night",)}
+        if kind == "edit":
+            job = edit_job(project, "ai_toolkit", tmp_path, tmp_path, controls=count, **changes)
+        else:
+            job = jobs.find_or_create(project.root, spec_for(project, characters, "ai_toolkit", **changes))
+        laid_out.append((job, *_dataset.lay_out(job, ai_toolkit.LAYOUT)))
+    for (kind, architecture, options, count), (_, folder, _), told in zip(KINDS, laid_out, in_ai_toolkit(*laid_out), strict=True):
+        case = f"{kind} {architecture} {options} {count}"
+        assert told["error"] == "" and told["resolutions"] == [128], case
+        items = [item for batch in told["batches"] for item in batch]
+        if kind == "character":
+            assert sorted(Path(item["path"]).name for item in items) == [f"p{number:04}.png" for number in range(1, 9)], case
+            shown = Counter(Path(item["path"]).read_bytes() for item in items)
+            assert sorted(shown.values()) == [1, 1, 2, 2, 2], case
+            assert {item["caption"].strip() for item in items} == {"photo of ohwx_char person, front view"}, case
+        else:
+            assert sorted(Path(item["path"]).name for item in items) == [f"p000{number}.png" for number in (1, 2, 3, 4)], case
+            assert {item["caption"].strip() for item in items} == {PROMPT}, case
+        for item in items:
+            name = Path(item["path"]).name
+            assert item["controls"] == [str(folder / f"control_{slot}" / name) for slot in range(1, count + 1)], case
+            assert item["greys"] == [40 * slot for slot in range(1, count + 1)], case
+        single = told["model"] in ONLY.values()
+        assert kind == "character" or told["several"] is not single, case
+        (sample,) = told["samples"]
+        where = [str(folder / f"control_{slot}" / "p0001.png") for slot in range(1, count + 1)] + [None] * (3 - count)
+        assert [sample[f"ctrl_img_{slot}"] for slot in (1, 2, 3)] == where, case
+        assert sample["ctrl_img"] == (where[0] if single else None), f"{case}: one that takes one control asks for it by another name"
+        assert told["settings"] == {
+            "lr": 1e-4, "steps": 20, "rank": 4, "every": 5, "dtype": "bf16", "scheduler": "flowmatch", "qtype": "qfloat8"
+        }, case  # fmt: skip
+
+
+def test_the_slips_that_are_guarded_against_are_really_there(project, tmp_path, in_ai_toolkit):
+    """A control that is missing moves the next one up a slot, and a batch of controls of two sizes breaks off: in every model that takes several."""
+    laid_out = []
+    for architecture in ("qwen_image_edit", "flux2_klein_4b"):
+        gap = edit_job(project, "ai_toolkit", tmp_path, tmp_path, architecture=architecture, controls=3)
+        laid_out.append((gap, *_dataset.lay_out(gap, ai_toolkit.LAYOUT)))
+        (laid_out[-1][1] / "control_2" / "p0002.png").unlink()
+        sizes = edit_job(project, "ai_toolkit", tmp_path, tmp_path, architecture=architecture, batch_size=4)
+        laid_out.append((sizes, *_dataset.lay_out(sizes, ai_toolkit.LAYOUT)))
+        write_whole(laid_out[-1][1] / "control_1" / "p0003.png", png_bytes(Image.new("RGB", (64, 96))))
+    told = in_ai_toolkit(*laid_out)
+    for gap, sizes in zip(told[::2], told[1::2], strict=True):
+        slipped = next(item for batch in gap["batches"] for item in batch if item["path"].endswith("p0002.png"))
+        assert slipped["greys"] == [40, 120], "Picture 3 has become Picture 2"
+        assert "Sizes of tensors must match" in sizes["error"]
 
 
 def test_the_kept_keys_cover_what_is_written():
-    for architecture in ai_toolkit.MODELS:
+    for kind, architecture in TRAINS:
         for options in OPTIONS:
-            spec = dataclasses.replace(spec_of(architecture, engine="ai_toolkit"), options=options)
+            spec = spec_of(architecture, engine="ai_toolkit", kind=kind, options=options)
             process = ai_toolkit.config(spec, "m", Path("/job"), Path("/data"), None)["config"]["process"][0]
             for block, cls in ai_toolkit.CLASSES.items():
                 rows = process[block] if isinstance(process[block], list) else [process[block]]
