@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,13 +80,20 @@ def prove(path: Path, architecture: Architecture, sizes: Sizes | None = None) ->
     return fitted
 
 
-def _tensors(fitted: lora.Fit) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Role, layer and values of every tensor, one at a time. bfloat16 is widened, since numpy has none."""
+def alpha(fitted: lora.Fit, rank: int) -> float:
+    """The alpha that loaders will apply: the largest in the file, else its rank, which is what a file without alpha means."""
+    return max((float(values.max()) for _, _, values in _tensors(fitted, ("alpha",))), default=float(rank))
+
+
+def _tensors(fitted: lora.Fit, roles: Collection[str] = ()) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Role, layer and values of every tensor, or of those of these roles, one at a time. bfloat16 is widened, since numpy has none."""
     header, start = _header(fitted.file.path)
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
     with fitted.file.path.open("rb") as file:
         for layer in fitted.placed.values():
             for role, key in layer.keys.items():
+                if roles and role not in roles:
+                    continue
                 begin, end = header[key]["data_offsets"]
                 file.seek(start + begin)
                 content = file.read(end - begin)

@@ -192,20 +192,21 @@ def _train(job: Job) -> dict[str, object]:
     attempt = job.status().attempts + 1
     job.append("started", **identity(), engine=spec.engine, attempt=attempt, steps=spec.steps)
     engine = engines.engine(spec.engine)
-    versions = engine.versions(job) if isinstance(engine, engines.KnowsVersions) else ""
+    versions = engines.versions(job)
     with gauge.measured(job, on_card=engine.uses_gpu):
         made = engine.train(job)
+    versions = versions or engines.versions(job)
     job.append("phase", name="proving that it loads")
     fitted = proof.prove(made, spec.architecture, engine.layers(job) if isinstance(engine, engines.KnowsLayers) else None)
-    ranks = {layer.rank for layer in fitted.placed.values() if layer.rank}
+    rank = max((layer.rank for layer in fitted.placed.values() if layer.rank), default=spec.rank)
     facts = {
         "project": spec.project,
         "kind": spec.kind,
         "architecture": spec.architecture,
         "base_model": Path(spec.base_model).name,
         "engine": spec.engine,
-        "rank": str(max(ranks, default=spec.rank)),
-        "alpha": f"{spec.alpha:g}",
+        "rank": str(rank),
+        "alpha": f"{proof.alpha(fitted, rank):g}",
         "steps": str(spec.steps),
         "instance_token": spec.instance_token,
         "class_noun": spec.class_noun,
@@ -226,7 +227,7 @@ def _train(job: Job) -> dict[str, object]:
         "bytes": len(content),
         "sha256": proof.sha256(result),
         "layers": len(fitted.placed),
-        "rank": max(ranks, default=spec.rank),
+        "rank": rank,
         "registered": name,
     }
 

@@ -36,6 +36,13 @@ def test_a_good_file_is_proved_and_its_style_does_not_matter(tmp_path):
     assert len(proof.prove(tmp_path / "kohya.safetensors", "flux1").placed) == 2
 
 
+def test_alpha_is_what_loaders_will_apply(tmp_path):
+    path = written(tmp_path / "a.safetensors")
+    assert proof.alpha(proof.prove(path, "flux1"), 2) == 2.0, "none in the file: the rank"
+    save_file({**load_file(path), "transformer.transformer_blocks.0.attn.to_q.alpha": np.array(8.0, np.float16)}, path)
+    assert proof.alpha(proof.prove(path, "flux1"), 2) == 8.0
+
+
 @pytest.mark.parametrize(
     ("make", "code", "told"),
     [

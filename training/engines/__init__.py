@@ -76,7 +76,7 @@ class KnowsVersions(Protocol):
     """An engine that can say which versions of what made a LoRA, for its metadata."""
 
     def versions(self, job: Job) -> str:
-        """For example "musubi-tuner 0.3.4, Python 3.11.7, torch 2.11.0"; no paths."""
+        """For example "musubi-tuner 0.3.4, Python 3.11.7, torch 2.11.0"; no paths. Asked before it trains; where nothing is known yet, again after."""
         ...
 
 
@@ -90,6 +90,12 @@ def engine(name: str) -> Engine:
         raise UnsupportedTraining(f"There is no training engine {name!r}. There are {', '.join(ENGINES)}.")
     module, _, cls = ENGINES[name].partition(":")
     return getattr(importlib.import_module(f".{module}", __name__), cls)()
+
+
+def versions(job: Job) -> str:
+    """Which versions of what make this job's LoRA; empty where its engine does not know (yet)."""
+    chosen = engine(job.spec.engine)
+    return chosen.versions(job) if isinstance(chosen, KnowsVersions) else ""
 
 
 def uses_card(spec: TrainingSpec) -> bool:

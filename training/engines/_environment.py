@@ -13,7 +13,7 @@ from .. import card
 from . import _launch
 
 PATIENCE_S = 60.0  # a cold disk takes its time
-TOLD = ("torch", "transformers", "diffusers", "accelerate")
+TOLD = ("mflux", "mlx", "torch", "transformers", "diffusers", "accelerate")
 _MARK = "LOOKED "
 _CODE = f"""
 import importlib.metadata, importlib.util, json, pathlib, platform, sys

@@ -108,20 +108,20 @@ def train(job: Job, service: Service) -> Path:
         Stopped: someone asked for it; the training there was cancelled.
         TrainingFailed: with what the service said.
     """
-    ticket = _ticket(job)
-    if "id" not in ticket:
-        ticket = _send(job, service, ticket)
+    known = ticket(job)
+    if "id" not in known:
+        known = _send(job, service, known)
     else:
-        job.append("note", text=f"goes on waiting for training {ticket['id']} at {service.title}")
-    standing = _wait(job, service, ticket)
+        job.append("note", text=f"goes on waiting for training {known['id']} at {service.title}")
+    standing = _wait(job, service, known)
     job.append("phase", name=f"fetching the LoRA from {service.title}")
     target = job.folder / "result" / f"{job.spec.engine}.safetensors"
     service.fetch(standing.output, target)
     return target
 
 
-def _send(job: Job, service: Service, ticket: dict[str, Any]) -> dict[str, Any]:
-    if ticket.get("sending"):
+def _send(job: Job, service: Service, known: Mapping[str, Any]) -> dict[str, Any]:
+    if known.get("sending"):
         raise TrainingFailed(
             "remote",
             f"It is not known whether {service.title} received this training the last time.",
@@ -146,10 +146,10 @@ def _send(job: Job, service: Service, ticket: dict[str, Any]) -> dict[str, Any]:
     except TrainingFailed:
         _path(job).unlink(missing_ok=True)  # refused: nothing has begun
         raise
-    ticket = {"service": service.title, **sent}
-    _keep(job, ticket)
-    job.append("note", text=f"training {ticket['id']} at {service.title}")
-    return ticket
+    begun = {"service": service.title, **sent}
+    _keep(job, begun)
+    job.append("note", text=f"training {begun['id']} at {service.title}")
+    return begun
 
 
 def _wait(job: Job, service: Service, ticket: Mapping[str, Any]) -> Standing:
@@ -225,16 +225,21 @@ def _path(job: Job) -> Path:
     return job.folder / "remote.json"
 
 
-def _ticket(job: Job) -> dict[str, Any]:
+def ticket(job: Job) -> dict[str, Any]:
+    """What is known of the training there; empty while there is none.
+
+    Raises:
+        TrainingFailed: the file cannot be read.
+    """
     try:
-        ticket = json.loads(_path(job).read_text(encoding="utf-8"))
+        told = json.loads(_path(job).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise TrainingFailed(
             "remote", f"{_path(job).name} cannot be read ({error}).", "Mend it, or delete it to send the training again."
         ) from error
-    return ticket if isinstance(ticket, dict) else {}
+    return told if isinstance(told, dict) else {}
 
 
 def _keep(job: Job, ticket: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ class Fal:
                 [f"what it charges for {spec.base_model} is not documented: take 2509, or train on your own machine"],
             )
         price = _remote.steps_price(spec, endpoint.per_step, endpoint.least_steps)
-        return _remote.agreed(
+        facts = _remote.agreed(
             job,
             _remote.RemoteOptions(**spec.options),  # type: ignore[arg-type]
             title=_Service.title,
@@ -63,6 +63,12 @@ class Fal:
             price=price,
             per=f"{endpoint.id}, {endpoint.per_step:g} USD per step; see fal.ai/models/{endpoint.id}",
         )
+        return [*facts, "fal.ai is told steps and learning rate; rank, alpha, resolution, batch size and seed are its own"]
+
+    def versions(self, job: Job) -> str:
+        """fal.ai numbers its trainers by their names alone, and answers no version."""
+        endpoint = _endpoint(job.spec)
+        return f"fal.ai {endpoint.id}" if endpoint else ""
 
     def train(self, job: Job) -> Path:
         endpoint = _endpoint(job.spec)

@@ -20,7 +20,7 @@ from ...flywheel.images import write_json, write_whole
 from ..errors import EngineNotInstalled, TrainingFailed
 from ..job import Job
 from ..spec import TrainingSpec
-from . import _dataset, _launch
+from . import _dataset, _environment, _launch
 
 PROGRAM = "MFLUX_TRAIN"
 LAYOUT = "mflux"
@@ -61,12 +61,19 @@ class Mflux:
         if job.spec.gradient_accumulation > 1:
             problems.append("mflux has no gradient accumulation: set it to 1")
         try:
-            facts = [f"mflux: {_program()}"]
+            facts = [f"mflux: {_program()}, {self.versions(job)}"]
         except EngineNotInstalled as error:
             raise EngineNotInstalled("mflux cannot train this yet:", [str(error), *problems]) from error
         if problems:
             raise EngineNotInstalled("mflux cannot train this yet:", problems)
         return facts
+
+    def versions(self, job: Job) -> str:  # noqa: ARG002 - one mflux does every job
+        """Those in the environment that the program lies in; a program that lies elsewhere does not tell."""
+        folder = _program().resolve().parent
+        python = folder / "python"
+        told = _environment.look(python, folder, (), "mflux").told if python.is_file() else ""
+        return told if "mflux " in told else ", ".join(filter(None, ["mflux of unknown version", told]))
 
     def train(self, job: Job) -> Path:
         program = _program()

@@ -62,7 +62,12 @@ class Replicate:
             raise EngineNotInstalled("Replicate cannot train this yet:", [*error.problems, *problems]) from error
         if problems:
             raise EngineNotInstalled("Replicate cannot train this yet:", problems)
-        return facts
+        return [*facts, "Replicate decides alpha (it is the rank), seed and gradient accumulation"]
+
+    def versions(self, job: Job) -> str:
+        """The version of the trainer that was asked to train; empty before it was."""
+        version = _remote.ticket(job).get("version")
+        return f"Replicate {TRAINER}:{version}" if version else ""
 
     def train(self, job: Job) -> Path:
         return _remote.train(job, _Service(job.spec))
@@ -105,7 +110,7 @@ class _Service:
             },
         }
         told = self._wire.tell("POST", f"v1/models/{TRAINER}/versions/{version}/trainings", body)
-        return {"id": _remote.text_of(self.title, told, "id")}
+        return {"id": _remote.text_of(self.title, told, "id"), "version": version}
 
     def standing(self, ticket: Mapping[str, Any]) -> _remote.Standing:
         try:

@@ -2,19 +2,21 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from comfyui_flenwheel.flywheel import lora
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.engines import _dataset, _launch, mflux
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 
 from ..conftest import training_set
-from .conftest import edit_job, posix, seen, spec_for, until
+from .conftest import edit_job, lay, posix, seen, spec_for, until
 from .test_musubi import spec_of
 
 pytestmark = pytest.mark.slow
@@ -49,8 +51,22 @@ def test_whole_rounds_are_trained_and_the_lora_comes_out_of_the_last_zip(program
     notes = [event["text"] for event in job.events() if event["kind"] == "note"]
     assert "mflux counts whole rounds: it makes 20 steps" in notes
     assert [event["step"] for event in job.events() if event["kind"] == "checkpoint"] == [5, 10, 15, 20]
-    assert job.status().step == 20 and run.result_of(job).layers == 1
+    made = run.result_of(job)
+    assert job.status().step == 20 and made.layers == 1
+    assert lora.inspect(made.path).metadata["flenwheel.versions"] == "mflux of unknown version", "none is invented"
     assert "Training config validated" in job.log.read_text(encoding="utf-8")
+
+
+@posix
+def test_its_version_is_that_of_the_environment_the_program_lies_in(program, job, tmp_path, monkeypatch):
+    (program / "python").symlink_to(sys.executable)
+    lay(program, {f"{name}-9.8.dist-info/METADATA": f"Name: {name}\nVersion: 9.8\n" for name in ("mflux", "mlx")})
+    linked = tmp_path / "mflux-train"
+    linked.symlink_to(program / "mflux-train")  # as uv puts it on the PATH
+    monkeypatch.setenv("MFLUX_TRAIN", str(linked))
+    told = mflux.Mflux().versions(job)
+    assert "Python 3." in told and "mflux 9.8, mlx 9.8" in told and str(tmp_path) not in told
+    assert any("mflux 9.8" in fact for fact in mflux.Mflux().check(job))
 
 
 @posix
@@ -134,6 +150,7 @@ def test_an_installed_mflux_takes_the_settings(project, tmp_path, kind, architec
     command = _launch.Command(Path(INSTALLED), ("--config", str(path), "--dry-run"), job.folder)
     _launch.launch(command, job, read=lambda _: None)
     assert "Training config validated" in job.log.read_text(encoding="utf-8")
+    assert re.search(r"\bmflux \d+\.\d", mflux.Mflux().versions(job))
 
 
 def test_only_the_bar_with_the_right_end_counts(job):

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from aiohttp import web
+from comfyui_flenwheel.flywheel import lora as lora_files
 from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
 from comfyui_flenwheel.training import engines, preflight, run
 from comfyui_flenwheel.training import job as jobs
@@ -239,6 +240,9 @@ def test_it_is_sent_once_watched_fetched_and_proved(cloud, job):
         assert names[:2] == ["p0001.png", "p0001.txt"] and len(names) == 24
         assert body["destination"] == "me/anna" and body["input"]["autocaption"] is False and "hf_token" not in body["input"]
     assert [step for step, _ in job.losses()] == list(range(1, 21))
+    told = lora_files.inspect(run.result_of(job).path).metadata["flenwheel.versions"]
+    trainers = {"fal": "fal.ai fal-ai/qwen-image-edit-2509-trainer", "replicate": "Replicate ostris/flux-dev-lora-trainer:v9"}
+    assert told == trainers[job.spec.engine]
     written = "".join(path.read_text(errors="replace") for path in job.folder.rglob("*") if path.suffix in (".json", ".jsonl", ".txt"))
     assert "secret" not in written, "the key is nowhere"
     assert not list(job.folder.rglob("evil.txt"))
