@@ -50,7 +50,19 @@ def train(
     if state:
         job.append("note", text=f"goes on from step {done}")
     _launch.launch(command(path), job, read=read, done=done, seen=lambda line: _noticed(job, line, done, name))
+    _samples(job, done, name)
     return _collect(job, engine, job.folder / "out" / f"{name}.safetensors")
+
+
+def sampling(spec: TrainingSpec, folder: Path, resumes: bool) -> dict[str, Any]:
+    """Settings that both understand: samples before the first step, so without the LoRA, and at every checkpoint. Nothing where there are no prompts."""
+    if not spec.sample_prompts:
+        return {}
+    return {
+        "sample_prompts": folder / "config" / "prompts.txt",
+        "sample_every_n_steps": spec.save_every,
+        "sample_at_first": not resumes,
+    }
 
 
 def keeping(spec: TrainingSpec, folder: Path, optimizer: str, blocks_to_swap: int) -> dict[str, Any]:
@@ -84,12 +96,13 @@ def _noticed(job: Job, line: str, done: int, output_name: str) -> None:
     step = int(found[1])
     state = job.folder / "out" / f"{output_name}-step{step:08}-state"
     job.append("checkpoint", step=done + step, file=state.relative_to(job.folder).as_posix())
-    _samples(job, done)
+    _samples(job, done, output_name)
 
 
-def _samples(job: Job, done: int) -> None:
+def _samples(job: Job, done: int, output_name: str) -> None:
+    """Those of one launch: their names count from 0, as it does."""
     told = {event["file"] for event in job.events() if event["kind"] == "sample"}
-    for path in sorted((job.folder / "out" / "sample").glob("*.png")):
+    for path in sorted((job.folder / "out" / "sample").glob(f"{output_name}_*.png")):
         name, found = path.relative_to(job.folder).as_posix(), _SAMPLE.search(path.name)
         if found and name not in told:
             job.append("sample", step=done + int(found[1]), prompt=int(found[2]), file=name)
@@ -102,7 +115,6 @@ def _collect(job: Job, engine: str, made: Path | None) -> Path:
         raise TrainingFailed(
             "garbage", f"{engine} ended without an error, but wrote no LoRA.", "Read log.txt: most often it found no pictures.", ()
         )
-    _samples(job, 0)
     result = job.folder / "result" / f"{job.spec.engine}-{made.name}"
     write_whole(result, made.read_bytes())
     return result

@@ -278,7 +278,7 @@ def _train(spec: TrainingSpec, options: AiToolkitOptions, known: Model) -> dict[
         "train_text_encoder": False,
         "cache_text_embeddings": True,
         "disable_sampling": not (options.samples and spec.sample_prompts),
-        "skip_first_sample": True,
+        "skip_first_sample": False,  # the first is without the LoRA; a run that goes on makes none
         **known.train,
     }
 

@@ -139,13 +139,9 @@ def config(spec: TrainingSpec, files: Mapping[str, Path], folder: Path, done: in
         **_kohya_family.keeping(spec, folder, options.optimizer, options.blocks_to_swap),
         "log_with": "tensorboard",
         "console_log_simple": True,
-        "sample_prompts": folder / "config" / "prompts.txt",
-        "sample_every_n_steps": spec.save_every,
         "sample_sampler": "euler",
+        **_kohya_family.sampling(spec, folder, state is not None),
     }
-    if not spec.sample_prompts:
-        for name in ("sample_prompts", "sample_every_n_steps", "sample_sampler"):
-            settings.pop(name)
     settings |= {"resume": state, "initial_step": 0} if state else {}
     settings |= _launch.own_words(options.more)
     return {name: value.as_posix() if isinstance(value, Path) else value for name, value in settings.items()}

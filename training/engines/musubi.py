@@ -250,9 +250,8 @@ def config(spec: TrainingSpec, files: Mapping[str, Path], folder: Path, dataset:
         "max_data_loader_n_workers": 1,
         "persistent_data_loader_workers": True,
         **_kohya_family.keeping(spec, folder, options.optimizer, options.blocks_to_swap),
+        **_kohya_family.sampling(spec, folder, state is not None),
     }
-    if spec.sample_prompts:
-        settings |= {"sample_prompts": folder / "config" / "prompts.txt", "sample_every_n_steps": spec.save_every}
     settings |= {"resume": state} if state else {}
     settings |= _launch.own_words(options.more)
     return {name: value.as_posix() if isinstance(value, Path) else value for name, value in settings.items()}

@@ -51,7 +51,10 @@ saved = sorted(out.glob(f"{name}_*.safetensors"))
 done = int(saved[-1].stem[-9:]) if saved else 0
 if done:
     print(f"#### IMPORTANT RESUMING FROM {saved[-1]} ####\nFound step {done} in metadata, starting from there", flush=True)
-print("Skipping first sample due to config setting", flush=True)
+(out / "samples").mkdir(parents=True, exist_ok=True)
+if not done and not process["train"]["disable_sampling"]:
+    print("Generating baseline samples before training", flush=True)
+    (out / "samples" / "1795182000000__000000000_0.jpg").write_bytes(b"")
 for step in range(done + 1, steps + 1):
     time.sleep(0.1 if plan == "slow" else 0.01)
     if plan == "memory" and step == 7:
@@ -71,7 +74,6 @@ for step in range(done + 1, steps + 1):
     if (step % every == 0 and step < steps) or wanted:
         path = out / f"{name}_{step:09}.safetensors"
         lora(path, step)
-        (out / "samples").mkdir(exist_ok=True)
         (out / "samples" / f"1795182000000__{step:09}_0.jpg").write_bytes(b"")
         (out / "optimizer.pt").write_bytes(b"")
         print(f"\nSaving at step {step}\nSaved checkpoint to {path}\nSaved optimizer to {out / 'optimizer.pt'}", flush=True)

@@ -62,7 +62,7 @@ def test_three_control_folders_and_a_lora_at_the_end(checkout, job):
     assert run.wait(job, 60).state == "done", job.status()
     assert [step for step, _ in job.losses()] == list(range(1, 21)) and job.losses()[3] == (4, 0.25)
     assert [event["step"] for event in job.events() if event["kind"] == "checkpoint"] == [5, 10, 15]
-    assert [step for step, _, _ in job.sampled()] == [5, 10, 15]
+    assert [step for step, _, _ in job.sampled()] == [0, 5, 10, 15], "the first is without the LoRA"
     process = seen(checkout)["config"]["process"][0]
     controls = [Path(folder) for folder in process["datasets"][0]["control_path"]]
     assert [folder.name for folder in controls] == ["control_1", "control_2", "control_3"]

@@ -98,6 +98,7 @@ def test_stop_ends_the_whole_group_and_going_on_trains_what_remains(checkout, jo
     assert (config["max_train_steps"], config["initial_step"]) == (10, 0) and config["resume"].endswith("-1-step00000010-state")
     assert config["output_name"] == f"{job.id}-2", "a second launch never overwrites the first"
     assert [step for step, _ in job.losses()] == list(range(1, 21))
+    assert [step for step, _, _ in job.sampled()] == [0, 5, 10, 15, 20], "one without the LoRA, and none at a step that was another"
 
 
 @posix
@@ -217,6 +218,8 @@ def test_the_files_are_the_golden_ones(spec):
         alpha=16,
     )
     for name, text in generated(spec, Path("/job")).items():
+        if os.environ.get("WRITE_GOLDEN"):
+            (GOLDEN / name).write_text(text, encoding="utf-8")
         assert text == (GOLDEN / name).read_text(encoding="utf-8"), name
 
 

@@ -92,6 +92,7 @@ def test_the_three_programs_are_one_job(checkout, job):
     assert sorted(path.name for path in (data / "control").iterdir())[:3] == ["p0001_0.png", "p0001_1.png", "p0002_0.png"]
     prompt = (job.folder / "config" / "prompts.txt").read_text()
     assert prompt.count("--ci ") == 2 and "/control/p0001_0.png --ci " in prompt
+    assert [step for step, _, _ in job.sampled()] == [0, 5, 10, 15, 20], "the first is without the LoRA"
 
 
 @posix
