@@ -374,18 +374,23 @@ def _model(job: Job) -> tuple[str, list[str]]:
         if not _HUB.fullmatch(wanted) or wanted.endswith((".safetensors", ".gguf")):
             problems.append(f"model is {wanted!r}: neither a folder that is there nor a name on Hugging Face")
         return wanted, problems
-    file = MODELS[spec.architecture].file
-    if file and found.is_dir() and not (found / file).is_file():
-        problems.append(
-            f"{found.name} holds no {file}, and of {ARCHITECTURES[spec.architecture]} ai-toolkit reads nothing else: put it there"
-        )
-    elif not file and found.is_dir() and not (found / "transformer").is_dir():
-        problems.append(f"{found.name} is no model folder in diffusers' layout: it has no transformer folder")
-    elif not file and found.is_file():
-        problems.append(
-            f"{found.name} is a single file; for {ARCHITECTURES[spec.architecture]} ai-toolkit needs a folder in diffusers' layout"
-        )
-    return found.as_posix(), problems
+    return found.as_posix(), [*problems, *_place_problems(spec, found)]
+
+
+def _place_problems(spec: TrainingSpec, found: Path) -> list[str]:
+    """Why ai-toolkit cannot read the model in this file or folder."""
+    file, called = MODELS[spec.architecture].file, ARCHITECTURES[spec.architecture]
+    if file:
+        path = found / file if found.is_dir() else found
+        if not path.is_file():
+            return [f"{found.name} holds no {file}, and of {called} ai-toolkit reads nothing else: put it there"]
+        take = f"take {file} as Black Forest Labs published it"
+        return list(filter(None, [_weights.model_problem(path, "ai-toolkit", called, ("double_blocks.",), take)]))
+    if found.is_dir() and not (found / "transformer").is_dir():
+        return [f"{found.name} is no model folder in diffusers' layout: it has no transformer folder"]
+    if found.is_file():
+        return [f"{found.name} is a single file; for {called} ai-toolkit needs a folder in diffusers' layout"]
+    return []
 
 
 def _control_problems(job: Job) -> list[str]:

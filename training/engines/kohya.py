@@ -6,7 +6,7 @@ Source of the settings and their traps: sd-scripts' docs/flux_train_network.md a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ ROOT, PYTHON, SCRIPT = "SD_SCRIPTS_ROOT", "SD_SCRIPTS_PYTHON", "flux_train_netwo
 NAMES = ("sd-scripts", "kohya_ss/sd-scripts")
 MODULES = ("accelerate", "transformers", "diffusers", "safetensors", "toml", "voluptuous", "imagesize", "einops", "cv2")
 PARSERS = ("train_network.py", SCRIPT, "library")  # where its options are declared
+CLASS = "class"  # folder below the job's dataset
 SWAP_MAX = 35  # blocks of FLUX.1 that may wait in RAM
 TOKENIZERS = {"openai_clip-vit-large-patch14": "comfy/sd1_tokenizer", "google_t5-v1_1-xxl": "comfy/text_encoders/t5_tokenizer"}
 
@@ -80,6 +81,8 @@ class Kohya:
         root = _launch.checkout(ROOT, SCRIPT, NAMES, job.places.near)
         job.append("phase", name="laying out the pictures")
         rows = _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
+        if others := class_set(spec):
+            _launch.lay_out(others, job.folder / "dataset" / CLASS)
         _launch.write_text(job.folder / "config" / "dataset.toml", dataset_toml(spec, rows, job.folder))
         _launch.write_text(job.folder / "config" / "prompts.txt", prompts(spec))
         _tokenizers(job)
@@ -167,10 +170,23 @@ def dataset_toml(spec: TrainingSpec, rows: list[dict[str, Any]], folder: Path) -
             "class_tokens": f"{spec.instance_token} {spec.class_noun}",
         }
         text += f"\n[[datasets.subsets]]\n{_launch.toml(subset)}"
-    if others := str(spec.options.get("class_images", "")).strip():
-        subset = {"image_dir": Path(others), "is_reg": True, "class_tokens": spec.class_noun, "num_repeats": 1}
+    if _class_folder(spec):
+        subset = {"image_dir": folder / "dataset" / CLASS / "r1", "is_reg": True, "class_tokens": spec.class_noun, "num_repeats": 1}
         text += f"\n[[datasets.subsets]]\n{_launch.toml(subset)}"
     return text
+
+
+def class_set(spec: TrainingSpec) -> trainset.TrainingSet | None:
+    """Pictures of others of the class, each once; without a caption the class speaks for them. They are copied, since sd-scripts caches beside them."""
+    if not (others := _class_folder(spec)):
+        return None
+    found = trainset.read(Path(others))
+    examples = (replace(example, caption=example.caption or spec.class_noun, repeats=1) for example in found.examples)
+    return replace(found, examples=tuple(examples), problems=())
+
+
+def _class_folder(spec: TrainingSpec) -> str:
+    return str(spec.options.get("class_images", "")).strip()
 
 
 def prompts(spec: TrainingSpec) -> str:
@@ -222,9 +238,11 @@ def _file_problems(job: Job) -> list[str]:
         problems += _base_problems(found["base"], options.fp8_base)
     if "t5xxl" in found and _weights.is_scaled(found["t5xxl"]):
         problems.append(f"{found['t5xxl'].name} is a scaled fp8 file, which sd-scripts cannot read: take t5xxl_fp16 or t5xxl_fp8_e4m3fn")
-    others = options.class_images.strip()
+    others = _class_folder(spec)
     if others and not Path(others).is_dir():
         problems.append(f"class_images names {others}, which is no folder")
+    elif others and not trainset.read(Path(others)).examples:
+        problems.append(f"class_images names {others}, which holds no pictures: sd-scripts would train without them and not say so")
     return problems
 
 

@@ -30,6 +30,7 @@ BLOCKS: Mapping[str, tuple[str, int, int]] = {  # its name for the model, double
 }
 DOUBLE = ("to_q", "to_k", "to_v", "to_out", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 SINGLE = ("to_qkv_mlp_proj", "to_out")
+OLDEST = (0, 18)  # the oldest whose source was read
 GRID = 40  # steps of the noise schedule that a training step draws from: FLUX.2's base is used with about so many
 _BAR = re.compile(r"^\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
 
@@ -61,7 +62,9 @@ class Mflux:
         if job.spec.gradient_accumulation > 1:
             problems.append("mflux has no gradient accumulation: set it to 1")
         try:
-            facts = [f"mflux: {_program()}, {self.versions(job)}"]
+            facts = [f"mflux: {_program()}, {(told := self.versions(job))}"]
+            if (found := re.search(r"mflux (\d+)\.(\d+)", told)) and (int(found[1]), int(found[2])) < OLDEST:
+                problems.append(f"{found[0]} is too old: it needs {'.'.join(map(str, OLDEST))} or newer (uv tool upgrade mflux)")
         except EngineNotInstalled as error:
             raise EngineNotInstalled("mflux cannot train this yet:", [str(error), *problems]) from error
         if problems:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
 from comfyui_flenwheel.training import job as jobs
@@ -13,6 +14,7 @@ from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.engines import _dataset, _launch, ai_toolkit
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 from PIL import Image
+from safetensors.numpy import save_file
 
 from ..conftest import training_set
 from .conftest import PROMPT, edit_job, inside, lay, own_python, pairs, posix, seen, spec_for, until
@@ -229,13 +231,18 @@ def test_an_alpha_that_it_would_not_use_is_refused(checkout, project, tmp_path):
 def test_klein_is_read_from_its_makers_own_file(checkout, project, tmp_path, size):
     (checkout / "extensions_built_in/diffusion_models/qwen_image/plus.py").write_text(f'arch = "flux2_klein_{size}"\n')
     file = f"flux-2-klein-base-{size}.safetensors"
-    lay(tmp_path, {"folder/transformer/config.json": "{}", "folder/other.safetensors": "x", file: "x", f"whole/{file}": "x"})
+    lay(tmp_path, {"folder/transformer/config.json": "{}", "folder/other.safetensors": "x", "whole/ae.safetensors": "x"})
+    layer = {"double_blocks.0.img_attn.qkv.weight": np.zeros(1, np.float16)}
+    for name, tensors in ((file, layer), (f"whole/{file}", layer), ("scaled", {**layer, "scaled_fp8": layer[next(iter(layer))]})):
+        save_file(tensors, tmp_path / name)
 
     def job(model):
         return edit_job(project, "ai_toolkit", tmp_path, tmp_path, architecture=f"flux2_klein_{size}", options={"model": model})
 
     (told,) = refused(job("folder"))
     assert told.startswith(f"folder holds no {file}")
+    (told,) = refused(job("scaled"))
+    assert "quantised in a way ai-toolkit cannot read" in told
     for model in (file, "whole"):
         facts = ai_toolkit.AiToolkit().check(job(model))
         assert any("Qwen/Qwen3-" in fact and "from Hugging Face" in fact for fact in facts)

@@ -9,11 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 from comfyui_flenwheel.flywheel import lora
+from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
 from comfyui_flenwheel.training import engines, preflight, run, trainset
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training.engines import _kohya_family, _launch, kohya
 from comfyui_flenwheel.training.errors import EngineNotInstalled, PreflightError
 from comfyui_flenwheel.training.job import Places
+from PIL import Image
 from safetensors.numpy import save_file
 
 from .conftest import declared, gone, own_python, posix, seen, until
@@ -151,6 +153,25 @@ def test_everything_that_is_missing_is_told_at_once(job, models, monkeypatch):
     for words in ("set SD_SCRIPTS_ROOT", "flux1-dev.safetensors is not in models/diffusion_models", "ae.safetensors is not in models/vae"):
         assert words in told
     assert len(caught.value.problems) == 3
+
+
+@posix
+def test_class_images_are_copied_and_an_empty_folder_of_them_is_refused(checkout, job, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    spec = dataclasses.replace(job.spec, options={"class_images": str(others)})
+    made = jobs.find_or_create(job.folder.parents[1], spec, job.places)
+    with pytest.raises(EngineNotInstalled, match="holds no pictures"):
+        kohya.Kohya().check(made)
+    for number in range(2):
+        write_whole(others / f"c{number}.jpg", png_bytes(Image.new("RGB", (64, 64), (number,) * 3)))
+    (others / "c1.txt").write_text("a person in the rain")
+    run.start(made)
+    assert run.wait(made, 60).state == "done", made.status()
+    folder = made.folder / "dataset" / "class" / "r1"
+    assert sorted(path.name for path in folder.iterdir()) == ["p0000.png", "p0000.txt", "p0001.png", "p0001.txt"]
+    assert [(folder / f"p000{number}.txt").read_text().strip() for number in range(2)] == ["person", "a person in the rain"]
+    assert f'image_dir = "{folder.as_posix()}"\nis_reg = true' in (made.folder / "config" / "dataset.toml").read_text()
 
 
 @pytest.mark.parametrize(

@@ -86,11 +86,13 @@ def test_its_loader_reads_what_is_written(project, spec, folder, tmp_path):
     spec = dataclasses.replace(spec, engine="kohya", options={"class_images": str(others)}, dataset_key=trainset.read(folder).key)
     job = jobs.find_or_create(project.root, spec)
     rows = _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
+    _launch.lay_out(kohya.class_set(spec), job.folder / "dataset" / kohya.CLASS)
     _launch.write_text(job.folder / "config" / "dataset.toml", kohya.dataset_toml(spec, rows, job.folder))
     told = json.loads(ask("read", str(job.folder / "config" / "dataset.toml")).partition("READ")[2])
     assert sorted((item["repeats"], item["reg"]) for item in told if not item["reg"]) == [(3, False)] * 2 + [(10, False)] * 10
     assert {item["caption"] for item in told if not item["reg"]} == {"photo of ohwx_char person, front view"}
-    assert {item["caption"] for item in told if item["reg"]} == {"person"}
+    assert [item["caption"] for item in told if item["reg"]] == ["person"] * 2
+    assert len(list(others.iterdir())) == 2, "nothing is written beside a person's own pictures"
 
 
 def test_its_parser_reads_every_setting(spec, tmp_path):

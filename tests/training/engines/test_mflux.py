@@ -67,6 +67,9 @@ def test_its_version_is_that_of_the_environment_the_program_lies_in(program, job
     told = mflux.Mflux().versions(job)
     assert "Python 3." in told and "mflux 9.8, mlx 9.8" in told and str(tmp_path) not in told
     assert any("mflux 9.8" in fact for fact in mflux.Mflux().check(job))
+    lay(program, {"mflux-9.8.dist-info/METADATA": "Name: mflux\nVersion: 0.9.6\n"})
+    with pytest.raises(EngineNotInstalled, match=r"mflux 0\.9 is too old: it needs 0\.18 or newer"):
+        mflux.Mflux().check(job)
 
 
 @posix
