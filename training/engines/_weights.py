@@ -9,12 +9,22 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+from ..spec import ARCHITECTURES, Architecture
+
 ALL_IN_ONE = ("text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.")
 PREFIX = "model.diffusion_model."  # of files that ComfyUI saved
 QwenVersion = Literal["auto", "edit", "edit-2509", "edit-2511"]
 QWEN_HELP = "Which Qwen-Image-Edit it is; auto reads it from the model's name. Other models: auto."
 QWEN_UNKNOWN = "{name!r} does not say which Qwen-Image-Edit it is: set the option version to edit, edit-2509 or edit-2511"
 QWEN_ONE = "the first Qwen-Image-Edit takes one picture to start from, and the data has {count}: take 2509 or 2511"
+TRANSFORMERS = {  # diffusers' class for what lies in a model folder's transformer/
+    "flux1": "FluxTransformer2DModel",
+    "flux1_kontext": "FluxTransformer2DModel",
+    "qwen_image_edit": "QwenImageTransformer2DModel",
+    "flux2_klein_4b": "Flux2Transformer2DModel",
+    "flux2_klein_9b": "Flux2Transformer2DModel",
+    "flux2_dev": "Flux2Transformer2DModel",
+}
 _SCALED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant")
 
 
@@ -77,6 +87,19 @@ def model_problem(
     if is_scaled(path) or kinds & {"U8", "I8", "F8_E5M2"} or (not eight_bit and is_eight_bit(path)):
         return f"{path.name} is quantised in a way {engine} cannot read: take the bf16 file{', or plain fp8_e4m3fn' if eight_bit else ''}"
     return ""
+
+
+def folder_problem(folder: Path, architecture: Architecture) -> str:
+    """Why this is no folder of that model in diffusers' layout; empty when it is."""
+    try:
+        told = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder.name} is no model folder in diffusers' layout: it has no transformer/config.json that can be read"
+    if told == TRANSFORMERS[architecture]:
+        return ""
+    return (
+        f"{folder.name} holds a {told}, and {ARCHITECTURES[architecture]} is a {TRANSFORMERS[architecture]}: take the folder of that model"
+    )
 
 
 def qwen_version(name: str, told: str) -> str:

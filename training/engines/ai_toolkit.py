@@ -386,11 +386,9 @@ def _place_problems(spec: TrainingSpec, found: Path) -> list[str]:
             return [f"{found.name} holds no {file}, and of {called} ai-toolkit reads nothing else: put it there"]
         take = f"take {file} as Black Forest Labs published it"
         return list(filter(None, [_weights.model_problem(path, "ai-toolkit", called, ("double_blocks.",), take)]))
-    if found.is_dir() and not (found / "transformer").is_dir():
-        return [f"{found.name} is no model folder in diffusers' layout: it has no transformer folder"]
     if found.is_file():
         return [f"{found.name} is a single file; for {called} ai-toolkit needs a folder in diffusers' layout"]
-    return []
+    return list(filter(None, [_weights.folder_problem(found, spec.architecture)]))
 
 
 def _control_problems(job: Job) -> list[str]:

@@ -16,7 +16,7 @@ from ...flywheel.images import write_whole
 from ..errors import EngineNotInstalled, TrainingFailed
 from ..job import Job
 from ..spec import ARCHITECTURES, TrainingSpec
-from . import _dataset, _environment, _launch
+from . import _dataset, _environment, _launch, _weights
 
 ROOT, PYTHON, MARKER = "DIFFUSERS_ROOT", "DIFFUSERS_PYTHON", "examples/dreambooth/train_dreambooth_lora_flux.py"
 MODULES = ("diffusers", "transformers", "accelerate", "peft", "datasets", "torchvision")
@@ -75,8 +75,8 @@ class DiffusersScripts:
             problems.append(f"model is {model!r}: neither a folder that is there nor a name on Hugging Face")
         elif not Path(model).is_dir():
             facts.append(f"diffusers takes {model} from Hugging Face; what is not there yet it downloads at its start")
-        elif not (Path(model) / "model_index.json").is_file():
-            problems.append(f"{Path(model).name} is no model folder in diffusers' layout: it has no model_index.json")
+        elif wrong := _weights.folder_problem(Path(model), spec.architecture):
+            problems.append(wrong)
         if spec.alpha != spec.rank:
             problems.append("ComfyUI does not read the alpha that diffusers writes, so alpha must be the rank: leave it as it is")
         if problems:

@@ -227,6 +227,24 @@ def test_an_alpha_that_it_would_not_use_is_refused(checkout, project, tmp_path):
     assert "alpha must be the rank" in told
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            {"_class_name": "FluxTransformer2DModel"},
+            "folder holds a FluxTransformer2DModel, and Qwen-Image-Edit is a QwenImageTransformer2DModel",
+        ),
+        ({}, "folder is no model folder in diffusers' layout"),
+    ],
+)
+def test_a_folder_of_another_model_is_refused(checkout, project, tmp_path, content, told):
+    lay(tmp_path, {"folder/transformer/config.json": json.dumps(content)})
+    job = edit_job(project, "ai_toolkit", tmp_path, tmp_path, options={"model": "folder", "version": "edit-2509"})
+    assert refused(job)[0].startswith(told)
+    lay(tmp_path, {"folder/transformer/config.json": json.dumps({"_class_name": "QwenImageTransformer2DModel"})})
+    assert ai_toolkit.AiToolkit().check(job)
+
+
 @pytest.mark.parametrize("size", ["4b", "9b"])
 def test_klein_is_read_from_its_makers_own_file(checkout, project, tmp_path, size):
     (checkout / "extensions_built_in/diffusion_models/qwen_image/plus.py").write_text(f'arch = "flux2_klein_{size}"\n')

@@ -9,7 +9,7 @@ from comfyui_flenwheel.training import run
 from comfyui_flenwheel.training.engines import _launch, diffusers_scripts
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 
-from .conftest import declared, edit_job, own_python, parsed, posix, reads, seen, until
+from .conftest import declared, edit_job, lay, own_python, parsed, posix, reads, seen, until
 from .test_musubi import spec_of
 
 pytestmark = pytest.mark.slow
@@ -78,9 +78,18 @@ def test_a_script_that_is_missing_or_old_and_a_model_that_is_none(checkout, job,
     told = str(caught.value)
     assert (
         "has no train_dreambooth_lora_flux2_klein_img2img.py" in told
-        and "has no model_index.json" in told
+        and "has no transformer/config.json" in told
         and "alpha must be the rank" in told
     )
+    for name, kind in (("qwen", "QwenImageTransformer2DModel"), ("flux", "FluxTransformer2DModel")):
+        lay(tmp_path, {f"{name}/transformer/config.json": json.dumps({"_class_name": kind})})
+    kontext = {"architecture": "flux1_kontext", "options": {"model": str(tmp_path / "qwen")}}
+    with pytest.raises(
+        EngineNotInstalled, match=r"qwen holds a QwenImageTransformer2DModel, and FLUX\.1 Kontext is a FluxTransformer2DModel"
+    ):
+        diffusers_scripts.DiffusersScripts().check(edit_job(project, "diffusers", tmp_path, tmp_path, **kontext))
+    kontext["options"]["model"] = str(tmp_path / "flux")
+    assert diffusers_scripts.DiffusersScripts().check(edit_job(project, "diffusers", tmp_path, tmp_path, **kontext))
     script = checkout / "train_dreambooth_lora_flux_kontext.py"
     script.write_text(script.read_text().replace('"--cond_image_column"', '"--other"'))
     with pytest.raises(EngineNotInstalled, match="does not know cond_image_column"):
