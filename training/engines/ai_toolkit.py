@@ -38,6 +38,7 @@ CLASSES = {  # block of the config to the class of toolkit/config_modules.py tha
     "logging": "LoggingConfig",
     "sample": "SampleConfig",
 }
+FLUX2_VAE = "ai-toolkit/flux2_vae"
 _BAR = re.compile(r"%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?lr: [-+.\w]+ loss: ([-+.\w]+)")
 _SAVED = re.compile(r"Saved checkpoint to (.+_(\d{9})\.safetensors)")
 _SAMPLE = re.compile(r"__(\d{9})_(\d+)\.\w+$")
@@ -58,7 +59,7 @@ ONE_CONTROL = frozenset({"flux_kontext", "qwen_image_edit"})  # these take one, 
 class Model:
     """How ai-toolkit knows an architecture: its `arch`, where it has what it downloads, and what else its blocks say.
 
-    `file`: where it is read from one file, that file's name; its encoder and autoencoder are then always downloaded, from `parts`.
+    `file`: where it is read from one file, that file's name; `encoder`: from where the encoder is then downloaded.
     """
 
     arch: str
@@ -66,7 +67,7 @@ class Model:
     model: Mapping[str, Any]
     train: Mapping[str, Any]
     file: str = ""
-    parts: str = ""
+    encoder: str = ""
 
 
 MODELS: Mapping[str, Model] = {
@@ -81,7 +82,7 @@ MODELS: Mapping[str, Model] = {
         {},
         {"timestep_type": "weighted"},
         "flux-2-klein-base-4b.safetensors",
-        "Qwen/Qwen3-4B and ai-toolkit/flux2_vae",
+        "Qwen/Qwen3-4B",
     ),
     "flux2_klein_9b": Model(
         "flux2_klein_9b",
@@ -89,7 +90,7 @@ MODELS: Mapping[str, Model] = {
         {},
         {"timestep_type": "weighted"},
         "flux-2-klein-base-9b.safetensors",
-        "Qwen/Qwen3-8B and ai-toolkit/flux2_vae",
+        "Qwen/Qwen3-8B",
     ),
 }
 
@@ -149,9 +150,7 @@ class AiToolkit:
             problems += error.problems or [str(error)]
         model, wrong = _model(job)
         problems += wrong
-        downloads = [model] if _HUB.fullmatch(model) else []
-        downloads += filter(None, [MODELS[job.spec.architecture].parts])
-        if downloads:
+        if downloads := _downloads(job.spec, model):
             facts.append(f"ai-toolkit takes {', '.join(downloads)} from Hugging Face; what is not there yet it downloads at its start")
         if job.spec.alpha != job.spec.rank:
             problems.append("ai-toolkit makes alpha the rank, whatever it is told, so alpha must be the rank: leave it as it is")
@@ -389,6 +388,14 @@ def _place_problems(spec: TrainingSpec, found: Path) -> list[str]:
     if found.is_file():
         return [f"{found.name} is a single file; for {called} ai-toolkit needs a folder in diffusers' layout"]
     return list(filter(None, [_weights.folder_problem(found, spec.architecture)]))
+
+
+def _downloads(spec: TrainingSpec, model: str) -> list[str]:
+    """What it takes from Hugging Face, by name."""
+    found = [model] if _HUB.fullmatch(model) else []
+    if encoder := MODELS[spec.architecture].encoder:
+        found += [encoder, *([] if (Path(model) / "ae.safetensors").is_file() else [FLUX2_VAE])]
+    return found
 
 
 def _control_problems(job: Job) -> list[str]:

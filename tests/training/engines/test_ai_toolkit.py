@@ -263,7 +263,8 @@ def test_klein_is_read_from_its_makers_own_file(checkout, project, tmp_path, siz
     assert "quantised in a way ai-toolkit cannot read" in told
     for model in (file, "whole"):
         facts = ai_toolkit.AiToolkit().check(job(model))
-        assert any("Qwen/Qwen3-" in fact and "from Hugging Face" in fact for fact in facts)
+        (downloads,) = [fact for fact in facts if "from Hugging Face" in fact]
+        assert "Qwen/Qwen3-" in downloads and ("flux2_vae" in downloads) is (model == file), "its folder holds the autoencoder"
 
 
 def test_a_generation_that_nothing_tells_is_asked_for(project, tmp_path):
