@@ -36,6 +36,7 @@ from web.pages import portrait  # noqa: E402
 COUNTS = (100, 1_000, 5_000, 20_000)
 MOST_NAIVE = 5_000
 STEP_PX = 180
+PAUSE_MS = 400  # faster than anybody looks at a picture
 log = logging.getLogger("gallery")
 SIZE = (1024, 1280)
 DRAWN = 96  # different pictures; the files of all differ
@@ -76,7 +77,7 @@ SCROLL = """async ([frames, step]) => {
   return times.sort((a, b) => a - b)
 }"""
 # from the key to the mark on the card, and to the server's acknowledgement
-LABEL = """async (verdicts) => {
+LABEL = """async ([listing, verdicts, pause]) => {
   const grid = document.querySelector("#grid")
   const saving = document.querySelector("header .saving")
   grid.focus()
@@ -87,10 +88,11 @@ LABEL = """async (verdicts) => {
     const seen = performance.now() - started
     while (saving.dataset.state !== "saved") await new Promise((done) => setTimeout(done))
     times.push([seen, performance.now() - started])
+    if (pause) await new Promise((done) => setTimeout(done, pause))
   }
   return times
 }"""
-NAIVE_LABEL = """async ([listing, verdicts]) => {
+NAIVE_LABEL = """async ([listing, verdicts, pause]) => {
   const times = []
   for (let number = 0; number < verdicts; number += 1) {
     const started = performance.now()
@@ -98,6 +100,7 @@ NAIVE_LABEL = """async ([listing, verdicts]) => {
     await fetch(listing.split("?")[0] + "/labels", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ reviewer: "naive", events }) })
     document.querySelectorAll(".card b")[number].textContent = "reject"
     times.push([performance.now() - started, performance.now() - started])
+    if (pause) await new Promise((done) => setTimeout(done, pause))
   }
   return times
 }"""
@@ -154,7 +157,9 @@ def measured(browser: Browser, server: Server, stage: Stage, count: int, asked: 
     layout = 1_000 * sum(after[name] - before[name] for name in ("LayoutDuration", "RecalcStyleDuration")) / asked.frames
     page.wait_for_timeout(500)
     memory = renderer_mb()
-    seen, saved = labelled(page, where, min(asked.verdicts, count // 2), naive=naive)
+    number = min(asked.verdicts, count // 2)
+    seen, saved = labelled(page, where, number, 0, naive=naive)
+    unhurried = labelled(page, where, number // 2, PAUSE_MS, naive=naive)[1]
     page.context.close()
     return [
         f"{cold / 1_000:.2f} / {warm / 1_000:.2f}",
@@ -165,12 +170,13 @@ def measured(browser: Browser, server: Server, stage: Stage, count: int, asked: 
         f"{memory:.0f}",
         f"{quantile(seen, 0.5):.1f} / {quantile(seen, 0.99):.1f}",
         f"{quantile(saved, 0.5):.0f} / {quantile(saved, 0.99):.0f}",
+        f"{quantile(unhurried, 0.5):.0f} / {quantile(unhurried, 0.99):.0f}",
     ]
 
 
-def labelled(page: Page, where: str, verdicts: int, *, naive: bool) -> tuple[list[float], list[float]]:
+def labelled(page: Page, where: str, verdicts: int, pause_ms: int, *, naive: bool) -> tuple[list[float], list[float]]:
     """Milliseconds from each key to its mark, and to the server's acknowledgement; both sorted."""
-    times = page.evaluate(NAIVE_LABEL, [where, verdicts]) if naive else page.evaluate(LABEL, verdicts)
+    times = page.evaluate(NAIVE_LABEL if naive else LABEL, [where, verdicts, pause_ms])
     return sorted(time[0] for time in times), sorted(time[1] for time in times)
 
 
@@ -201,12 +207,12 @@ def quantile(values: list[float], part: float) -> float:
 
 
 def write(rows: list[list[str]], asked: argparse.Namespace) -> None:
-    head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) |"
-    table = [head, "|---" * 10 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) | the same at a person's pace |"
+    table = [head, "|---" * 11 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     text = f"""# The review page, and a naive grid
 
 ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} (this benchmark makes about 2), Python {platform.python_version()}. {asked.frames} frames of
-{STEP_PX} px scrolling; {asked.verdicts} verdicts one after the other (at most half of the images). Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
+{STEP_PX} px scrolling; {asked.verdicts} verdicts, each in the moment the one before it is saved (at most half of the images); then half as many with {PAUSE_MS} ms between them, the pace of a fast person. Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
 few kB, which flatters the naive grid: real candidates are a hundred times as large on disk. The naive grid holds every image in the page at once, as
 its full file, and marks a card when the server has answered.
 
