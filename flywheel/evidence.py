@@ -52,7 +52,7 @@ def described(
     project = desk.stage.project
     photographs = {photo["key"]: photo for photo in photographs_of(project)}
     by_name = {photo["filename"]: photo["key"] for photo in photographs.values()}
-    scores = identity.latest_scores(project, wanted)
+    scores = identity.comparable_scores(project, desk.by_image)
     corrected = corrections.by_original(project.stage("corrections")) if desk.stage.name in corrections.CORRECTED else {}
     labels = ledger.labels(project) if corrected else {}
     items: list[dict[str, Any]] = []
@@ -119,12 +119,12 @@ def evidence(desk: Desk, key: str) -> dict[str, Any]:
     """Everything about one image. `key` must be under review."""
     lineage = desk.shelf.lineages[desk.by_image[key]]
     facts = lineage.facts
-    score = identity.latest_scores(desk.stage.project, [key]).get(key)
+    score = identity.comparable_scores(desk.stage.project, desk.by_image).get(key)
     return {
         "key": key,
         "lineage": lineage_of(desk.stage, key),
         "siblings": _siblings(desk, key),
-        "quality": _quality(desk, key),
+        "quality": _quality(desk, key, score),
         "score": {name: value for name, value in asdict(score).items() if name != "image_key"} if score else None,
         **_faces_beside(desk, key, score),
         "tries": list(facts.get("tries", [])),
@@ -302,10 +302,9 @@ def _siblings(desk: Desk, key: str) -> dict[str, list[str]]:
     return alike
 
 
-def _quality(desk: Desk, key: str) -> dict[str, Any] | None:
+def _quality(desk: Desk, key: str, score: identity.IdentityScore | None) -> dict[str, Any] | None:
     """Figures of the picture, measured once and kept in the cache; None where the file cannot be read."""
     project, path = desk.stage.project, desk.file(key)
-    score = identity.latest_scores(project, [key]).get(key)
     faces = known_faces(project, [key], score.embedder).get(key) if score else None
     cached = project.cache / "quality" / f"{key}.json"
     if path is None:
@@ -352,7 +351,7 @@ def _alike(one: Face, other: Face, reach: float) -> float:
 
 def _reach(desk: Desk, score: identity.IdentityScore) -> float:
     """The engine's scale, which any of its scores tells: similarity falls by 1 - THRESHOLD over the reach."""
-    for one in (score, *identity.latest_scores(desk.stage.project, desk.by_image).values()):
+    for one in (score, *identity.comparable_scores(desk.stage.project, desk.by_image).values()):
         if one.embedder == score.embedder and one.similarity is not None and one.distance is not None and 0 < one.similarity < 1:
             return one.distance * (1 - identity.THRESHOLD) / (1 - one.similarity)
     return 0.55

@@ -99,7 +99,7 @@ def criteria(reviewed: Dataset) -> tuple[Criterion, ...]:
     without = [
         image.name for part in (verdicts.reject, verdicts.needs_correction) for image in part.images if not _reasoned(decided[image.key])
     ]
-    scores = identity.latest_scores(reviewed.project, [image.key for image in reviewed.images])
+    scores = identity.comparable_scores(reviewed.project, [image.key for image in reviewed.images])
     measured = [score.similarity for score in scores.values() if score.similarity is not None]
     alike = sum(similarity >= identity.THRESHOLD for similarity in measured)
     faulty = counts["reject"] + counts["needs_correction"]

@@ -210,12 +210,14 @@ def compare(images: Sequence[Image.Image], references: Sequence[Image.Image], em
     return [_scored(f"image {number}", embedder.faces(image), known_faces) for number, image in enumerate(images, 1)]
 
 
-def latest_scores(project: Project, keys: Iterable[str]) -> dict[str, IdentityScore]:
-    """The newest score of each image, by key; each may be against another reference set, so show them and do not compare them."""
+def comparable_scores(project: Project, keys: Iterable[str]) -> dict[str, IdentityScore]:
+    """Scores of these images, by key, all by one engine against one reference set: the one that scored most of them, and of several the newest.
+    An image that was scored only otherwise is left out."""
     with connect(project.database) as db:
         rows = db.execute(  # a score that is written again gets a new rowid
-            "SELECT * FROM identity_scores WHERE rowid IN (SELECT MAX(rowid) FROM identity_scores"
-            " WHERE image_key IN (SELECT value FROM json_each(?)) GROUP BY image_key)",
+            "WITH asked AS (SELECT rowid AS written, * FROM identity_scores WHERE image_key IN (SELECT value FROM json_each(?))),"
+            " one AS (SELECT reference, embedder FROM asked GROUP BY reference, embedder ORDER BY COUNT(*) DESC, MAX(written) DESC LIMIT 1)"
+            " SELECT image_key, reference, embedder, state, similarity, distance, faces, matched, note FROM asked JOIN one USING (reference, embedder)",
             (json.dumps(list(keys)),),
         ).fetchall()
     return {row["image_key"]: IdentityScore(**dict(row)) for row in rows}

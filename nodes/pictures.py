@@ -165,7 +165,7 @@ def _pair(dataset: Dataset, image: ImageRecord, facts: Mapping[str, Any]) -> Ima
 
 def _tiles(dataset: Dataset, size: int) -> list[Tile]:
     decided = review.labels(dataset.project)
-    scores = identity.latest_scores(dataset.project, [image.key for image in dataset.images])
+    scores = identity.comparable_scores(dataset.project, [image.key for image in dataset.images])
     return [_tile(dataset, image, size, decided.get(image.key), scores.get(image.key)) for image in dataset.images]
 
 

@@ -53,6 +53,22 @@ def test_the_likeness_suggests_and_stops_when_a_person_has_decided(scored):
     assert item(desk, keys[0])["suggestion"] is None
 
 
+def test_an_image_scored_against_other_references_counts_as_not_scored(scored):
+    desk, keys = scored
+    photos = [
+        ImageRecord(content_key(path), desk.stage.project.relative(path), 512, 512, "")
+        for path in sorted(desk.stage.project.stage("source").folder.glob("*.png"))
+    ]
+    other = choose_references(Dataset(desk.stage.project, "source", tuple(photos)), Painted(), [photos[0].name])
+    before = [item(desk, key)["similarity"] for key in keys]
+    fresh = adopt(desk.stage, [painted((101,), seed=14)], caption="photo of ohwx_char person", prompt="b")
+    identity.score(fresh, other, Painted())
+    desk.refresh()
+    assert [item(desk, key)["similarity"] for key in keys] == before, "what was shown stays"
+    (key,) = (image.key for image in fresh.images)
+    assert item(desk, key)["state"] is None and item(desk, key)["similarity"] is None and evidence.evidence(desk, key)["score"] is None
+
+
 def test_a_human_and_a_score_that_disagree_are_flagged(scored):
     desk, keys = scored
     desk.decide([LabelEvent(keys[2], "good"), LabelEvent(keys[0], "reject", ("identity",)), LabelEvent(keys[1], "reject", ("hands",))])

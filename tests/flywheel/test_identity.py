@@ -268,7 +268,7 @@ def test_one_fresh_image_is_scored_from_memory_and_remembered(album, project):
     scored = identity.score_image(image, key, project, references, embedder)
     assert scored.state == "measured" and scored.distance == pytest.approx(0.1) and embedder.looks == 1
     assert identity.score_image(image, key, project, references, Forbidden()) == scored
-    assert identity.latest_scores(project, [key]) == {key: scored}
+    assert identity.comparable_scores(project, [key]) == {key: scored}
 
 
 def test_the_review_sees_the_newest_scoring(album, project):
@@ -277,8 +277,25 @@ def test_the_review_sees_the_newest_scoring(album, project):
     near, far = (choose_references(dataset, Painted(), [name]) for name in ("b.png", "a.png"))
     for references, distance in ((near, 0.2), (far, 0.5), (near, 0.2)):
         identity.score(dataset, references, Painted())
-        assert identity.latest_scores(project, [c, "never scored"])[c].distance == pytest.approx(distance)
-    assert identity.latest_scores(project, []) == {}
+        assert identity.comparable_scores(project, [c, "never scored"])[c].distance == pytest.approx(distance)
+    assert identity.comparable_scores(project, []) == {}
+
+
+def test_scores_shown_together_are_against_one_reference_set(album, project):
+    dataset = album(a=painted((10,), seed=1), b=painted((40,), seed=2), c=painted((60,), seed=3), d=painted((70,), seed=4))
+    keys = [image.key for image in dataset.images]
+    old, new = (choose_references(dataset, Painted(), [name]) for name in ("a.png", "b.png"))
+
+    def shown():
+        return {key: score.distance for key, score in identity.comparable_scores(project, keys).items()}
+
+    identity.score(dataset.keeping(set(keys[:3])), old, Painted())
+    before = shown()
+    identity.score(dataset.keeping({keys[3]}), new, Painted())
+    assert shown() == before and keys[3] not in before, "scored against other references only, so there is nothing to show"
+    assert identity.comparable_scores(project, keys[3:])[keys[3]].distance == pytest.approx(0.3)
+    identity.score(dataset, new, Painted())
+    assert shown() == {key: pytest.approx(distance) for key, distance in zip(keys, (0.3, 0.0, 0.2, 0.3), strict=True)}
 
 
 def test_the_mean_of_all_references_is_another_set_with_its_own_reach(album):
