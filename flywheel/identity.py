@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from .candidates import Shelf
 from .dataset import Dataset
 from .errors import IdentityError, ScoreMismatch
 from .faces import Embedder, Face, prominent
 from .faces.measure import known, measure, remember
 from .images import value_key
+from .instructions import drawing_asked_for
 from .project import Project
 from .store import connect
 
@@ -38,7 +40,7 @@ class IdentityScore:
     """How much one image looks like one reference set, measured by one embedder.
 
     `similarity`, 0 … 1, and `distance` are None exactly where state is not "measured": a face that cannot be measured is no bad score.
-    `faces` counts those the picture is about. `matched` names the nearest reference. `note` says why there is no similarity.
+    `faces` counts those the picture is about. `matched` names the nearest reference. `note` says why there is no similarity, or why to doubt it.
     """
 
     image_key: str
@@ -165,6 +167,7 @@ def score(dataset: Dataset, references: ReferenceSet, embedder: Embedder, *, rep
         else _scored(key, measured.faces[key], references)
         for key in files
     }
+    by_key |= {key: replace(by_key[key], note=doubt) for key, doubt in _drawn(dataset).items() if by_key[key].state == "measured"}
     _store(dataset.project, by_key.values())
     return Scores(dataset, references.fingerprint, fingerprint, by_key)
 
@@ -257,6 +260,18 @@ def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet) -> Iden
         len(seen),
         matched,
     )
+
+
+def _drawn(dataset: Dataset) -> dict[str, str]:
+    """Why to doubt the scores of images, by key, whose prompt asks for a drawing: no figure of the face tells one from a photograph."""
+    asked = {
+        lineage.image_key: drawing_asked_for(str(lineage.facts.get("prompt") or "")) for lineage in Shelf(dataset.stage).lineages.values()
+    }
+    return {
+        image.key: f"may be drawn: its prompt asks for {style!r}, and the number of a drawn face means little"
+        for image in dataset.images
+        if (style := asked.get(image.key))
+    }
 
 
 def _unreadable(key: str, references: ReferenceSet, problem: str) -> IdentityScore:

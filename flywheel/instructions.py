@@ -68,7 +68,23 @@ _OWN_NOUN: dict[str, re.Pattern[str]] = {
     "style": re.compile(r"\s+style$", re.IGNORECASE),
     "camera": re.compile(r"\s+(?:camera )?(?:angle|view|perspective)$", re.IGNORECASE),
 }
+_HAND_MADE = re.compile(
+    r"\b(?:anime|manga|cartoon|chibi|toon|comic|drawn|drawing|sketch|illustrat(?:ed|ion)|painted|painting|stylised|stylized|mascot|puppet"
+    r"|watercolou?r|sculpture|claymation|pixel art|3d|pixar|disney|ghibli)\b",
+    re.IGNORECASE,
+)
 _SHORTHAND = {"blur": "blurred", "remove": "plain"}
+
+
+def is_hand_made(words: str) -> bool:
+    """Whether words for a character or a style mean one that is drawn or modelled and no photograph."""
+    return bool(_HAND_MADE.search(words))
+
+
+def drawing_asked_for(prompt: str) -> str:
+    """The style an edit prompt asks for where that is no photograph's, such as "anime"; else empty."""
+    wish = parse(prompt)
+    return wish.value if wish.kind == "style" and is_hand_made(wish.value) else ""
 
 
 def parse(prompt: str) -> Instruction:

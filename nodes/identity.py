@@ -12,6 +12,7 @@ from ..flywheel import identity, identity_report, sifting
 from ..flywheel.dataset import Dataset
 from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
+from ..flywheel.instructions import is_hand_made
 from ..flywheel.references import calibrate, choose_references
 from ..flywheel.sheets import Tile, contact_sheet, histogram
 from . import host, sockets
@@ -24,10 +25,6 @@ ENGINE = (
 )
 RULES: dict[str, identity.Rule] = {"the nearest reference": "best", "the mean of all references": "mean"}
 KINDS = ("a photographed person", "a drawn or stylised character")
-DRAWN = re.compile(
-    r"\b(?:anime|manga|cartoon|chibi|toon|comic|drawn|drawing|sketch|illustrat(?:ed|ion)|painted|painting|stylised|stylized|mascot|puppet)\b",
-    re.IGNORECASE,
-)
 UNMEASURED = ("stop with an error", "give -1")
 
 
@@ -89,7 +86,7 @@ class IdentityReferences(io.ComfyNode):
         cls, dataset: Dataset, names: str, engine: str, compare_with: str = next(iter(RULES)), kind: str = KINDS[0]
     ) -> io.NodeOutput:
         noun = dataset.project.class_noun
-        if kind == KINDS[1] or DRAWN.search(noun):
+        if kind == KINDS[1] or is_hand_made(noun):
             why = "" if kind == KINDS[1] else f", and {noun!r} is the project's class noun"
             raise IdentityError(
                 f"A drawn or stylised character is not scored{why}: the face engines here learned from photographs, and their numbers for drawings"
@@ -319,8 +316,10 @@ def _line(name: str, score: identity.IdentityScore) -> str:
     if score.similarity is None:
         return f"{name}: not measurable ({score.note or score.state.replace('_', ' ')})"
     others = f", {score.faces} faces" if score.faces > 1 else ""
+    doubt = f"; {score.note}" if score.note else ""
     return (
-        f"{name}: {score.similarity:.2f} (distance {score.distance:.2f}, nearest {score.matched}{others}) {identity.band(score.similarity)}"
+        f"{name}: {score.similarity:.2f} (distance {score.distance:.2f}, nearest {score.matched}{others})"
+        f" {identity.band(score.similarity)}{doubt}"
     )
 
 

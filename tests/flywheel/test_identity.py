@@ -4,6 +4,7 @@ import time
 
 import pytest
 from comfyui_flenwheel.flywheel import identity, sifting
+from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.errors import IdentityError, ScoreMismatch
 from comfyui_flenwheel.flywheel.identity import IdentityScore, Scores
@@ -279,6 +280,22 @@ def test_the_review_sees_the_newest_scoring(album, project):
         identity.score(dataset, references, Painted())
         assert identity.comparable_scores(project, [c, "never scored"])[c].distance == pytest.approx(distance)
     assert identity.comparable_scores(project, []) == {}
+
+
+def test_a_score_is_doubted_where_the_prompt_asks_for_a_drawing(album, project):
+    photos = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
+    prompts = {"in anime style": painted((20,), seed=5), "smiling": painted((21,), seed=6), "turn the photo into a sketch": painted(seed=7)}
+    shelf = Shelf(project.stage("enriched"))
+    made = [
+        shelf.add(f"{number:016x}", "made", png_bytes(image), size=image.size, facts={"prompt": prompt})
+        for number, (prompt, image) in enumerate(prompts.items())
+    ]
+    dataset = Dataset(project, "enriched", tuple(ImageRecord(content_key(path), project.relative(path), 512, 512, "") for path in made))
+    scores = identity.score(dataset, choose_references(photos, Painted()), Painted())
+    drawn, photo, none = (scores.by_key[image.key] for image in dataset.images)
+    assert drawn.note.startswith("may be drawn: its prompt asks for 'anime'") and drawn.similarity is not None, "a suspicion is no refusal"
+    assert photo.note == "" and none.note == "no face was found"
+    assert identity.comparable_scores(project, [drawn.image_key])[drawn.image_key] == drawn, "the review tells it too"
 
 
 def test_scores_shown_together_are_against_one_reference_set(album, project):

@@ -1,7 +1,7 @@
 import pytest
 from comfyui_flenwheel.flywheel import prompts
 from comfyui_flenwheel.flywheel.coverage import card
-from comfyui_flenwheel.flywheel.instructions import Instruction, edited_caption, parse, seen_from
+from comfyui_flenwheel.flywheel.instructions import Instruction, drawing_asked_for, edited_caption, parse, seen_from
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +74,22 @@ def test_what_the_caption_said_before_is_replaced() -> None:
     turned = edited_caption(caption, "Change camera angle to left")
     assert edited_caption(turned, "Change camera angle to right").endswith(", seen from the right")
     assert "left" not in edited_caption(turned, "Change camera angle to right")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "style"),
+    [
+        ("Keep the person identical, but make it look like oil painting", "oil painting"),
+        ("in anime style, keep the face", "anime"),
+        ("Turn the person into a 3D Pixar character", "3D Pixar character"),
+        ("in a film noir style", ""),
+        ("wearing a shirt with a cartoon on it", ""),
+        ("change the background to a painted wall", ""),
+        ("", ""),
+    ],
+)
+def test_a_drawing_is_asked_for_by_its_style_only(prompt: str, style: str) -> None:
+    assert drawing_asked_for(prompt) == style
 
 
 @pytest.mark.parametrize(
