@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from .faces import Face, prominent
+from .faces import PROMINENT, Face, prominent
 from .faces.chip import light, sharpness
 from .images import difference_hash
 
@@ -25,6 +25,7 @@ VERY_DARK, VERY_BRIGHT = 20.0, 235.0  # a face beyond these has little left to l
 CLIPPED_LOW, CLIPPED_HIGH = 0.25, 0.20
 FACE_PX, TINY_FACE_PX = 80, 40  # narrower faces carry little, or no, likeness
 SHORT_PX, TINY_PX = 512, 256  # shorter side; trainers use 512 to 1024
+BACKGROUND = f"narrower than {PROMINENT:.0%} of the widest is background"
 CUT_OFF = 0.05  # share of a face's width that may lie beyond the edge
 NEAR_DUPLICATE_BITS = 6  # of 64: JPEG at quality 20 differs by 3, distinct pictures by 14 and more
 FRONT_DEGREES, PROFILE_DEGREES = 13, 45  # a head turned less is called front, one turned further profile; between them half
@@ -131,7 +132,7 @@ def assess(measured: Figures, faces: tuple[Face, ...] | None) -> PhotoQuality:
     for worse, lesser in (_sharpness_problems(measured, face), _light_problems(measured, face)):
         bad, doubtful = bad + worse, doubtful + lesser
     if faces is not None and len(seen) != 1:
-        doubtful.append("no face was found" if not seen else f"{len(seen)} faces: training wants the character alone; crop the photo")
+        doubtful.append("no face was found" if not seen else f"{len(seen)} faces (exactly 1 is wanted; {BACKGROUND}): crop the photo")
     if face and face.found_by == "cnn":
         doubtful.append(f"{face.doubt}: identity cannot be checked on this photo")
     return PhotoQuality(
@@ -145,7 +146,7 @@ def assess(measured: Figures, faces: tuple[Face, ...] | None) -> PhotoQuality:
         None if faces is None else len(seen),
         "low" if bad else "medium" if doubtful else "high",
         (*bad, *doubtful),
-        tuple(_measures(measured, face)),
+        tuple(_measures(measured, None if faces is None else len(seen), face)),
     )
 
 
@@ -258,8 +259,10 @@ def _framing(face: Face, height: int) -> tuple[str, float]:
     ), room
 
 
-def _measures(measured: Figures, face: Face | None) -> Iterator[str]:
+def _measures(measured: Figures, count: int | None, face: Face | None) -> Iterator[str]:
     yield f"{measured.width} x {measured.height} px (shorter side at least {SHORT_PX})"
+    if count is not None:
+        yield f"{count} {'face' if count == 1 else 'faces'} (exactly 1; {BACKGROUND})"
     if face is None:
         yield f"sharpness {measured.sharpness:.0f} on the whole picture (at least {SHARP_PICTURE:.0f})"
         yield f"brightness {measured.luma:.0f} ({DARK:.0f} to {BRIGHT:.0f})"

@@ -6,6 +6,7 @@ from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.errors import IdentityError
 from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes, write_whole
 from comfyui_flenwheel.flywheel.project import open_project
+from comfyui_flenwheel.flywheel.quality import UNKNOWN, figures, near_duplicates, view
 from comfyui_flenwheel.flywheel.references import calibrate, choose_references
 from PIL import Image, ImageFilter, ImageOps
 
@@ -91,10 +92,11 @@ def test_two_people_in_every_picture(album, people):
 
 
 def test_small_faces_are_identified_down_to_40_px_and_refused_below(album, people):
-    sizes = (20, 28, 50, 60)
+    sizes = (20, 28, 40, 50, 60)
     dataset = album(**{name: people[name] for name in REFERENCES}, **{f"px{px}": _with_face_of(people["obama2"], px) for px in sizes})
     scored = _scores(dataset, ["obama.png", "obama3.png"])
     assert scored["px20"].state == scored["px28"].state == "no_face"
+    assert scored["px40"].state != "measured" or scored["px40"].similarity > identity.REVIEW, "at the bound: no number, or a true one"
     for px in (50, 60):
         assert scored[f"px{px}"].similarity > identity.MATCH, "small is no reason to call him another man"
 
@@ -128,7 +130,28 @@ def test_a_restyled_face_is_never_called_a_match_for_a_stranger(album, people):
     assert not {image.stem for image in kept.rejected.images} & {name for name, score in scored.items() if score.similarity is None}
 
 
+def test_a_face_that_only_the_second_detector_sees_goes_to_the_review_and_never_to_the_bin(album, people):
+    lying = people["obama2"].rotate(90, expand=True)
+    dataset = album(**{name: people[name] for name in REFERENCES}, lying=lying, stranger=people["biden"])
+    references = choose_references(dataset, engine(), ["obama.png", "obama3.png"])
+    scores = identity.score(dataset, references, engine())
+    scored = {image.stem: scores.by_key[image.key] for image in dataset.images}
+    assert scored["lying"].state == "unverifiable" and "turned away, covered or in hard light" in scored["lying"].note
+    assert view(engine().faces(lying), lying.size).angle == UNKNOWN, "its landmarks often point the wrong way"
+    kept = sifting.sift(scores, sifting.Sieve(threshold=0.9, keep="best", amount=1))
+    assert "lying" in {image.stem for image in kept.parts.review.images} & {image.stem for image in kept.split.unmeasurable.images}
+    assert "stranger" in {image.stem for image in kept.parts.rejected.images}
+
+
+def test_a_photo_under_a_heavy_filter_is_pointed_at_before_anything_is_made(album, people):
+    dataset = album(**{name: people[name] for name in REFERENCES}, filtered=people["obama2"].filter(ImageFilter.ModeFilter(23)))
+    chosen = choose_references(dataset, engine())
+    assert [odd.name for odd in chosen.odd] == ["filtered.png"] and "filtered.png" not in chosen.names
+
+
 def test_a_mirrored_duplicate_matches_and_is_another_image(album, people):
     dataset = album(**{name: people[name] for name in REFERENCES}, mirrored=ImageOps.mirror(people["obama2"]))
     scored = _scores(dataset, [f"{name}.png" for name in REFERENCES])
     assert scored["mirrored"].similarity > identity.MATCH and scored["mirrored"].matched == "obama2.png"
+    twins = near_duplicates({image.name: figures(open_image(dataset.path(image)).image) for image in dataset.images})
+    assert set(twins) <= {"obama2.png", "mirrored.png"} and [twin.mirrored for twin in twins.values()] == [True], "and curation names it"

@@ -28,10 +28,15 @@ def scored(project):
         (160, "hat & <scarf>", "rehearsal"),
         (999, "smile", "qwen"),
     ]
-    images = []
+    images, loras = [], {"rehearsal": "ohwx_v1 x 0.8"}
     for number, (who, prompt, editor) in enumerate(made):
         png = png_bytes(painted(*([(who,)] if who < 999 else []), seed=100 + number))
-        facts = {"prompt": prompt, "template": prompt, "editor": {"editor": editor, "loras": ""}, "source": {"name": "source_001.png"}}
+        facts = {
+            "prompt": prompt,
+            "template": prompt,
+            "editor": {"editor": editor, "loras": loras.get(editor, "")},
+            "source": {"name": "source_001.png"},
+        }
         path = shelf.add(f"{number:016x}", "made", png, size=(512, 512), facts=facts)
         images.append(ImageRecord(content_key(path), project.relative(path), 512, 512, ""))
     chosen = choose_references(Dataset(project, "source", tuple(references)), Painted())
@@ -43,7 +48,10 @@ def test_who_keeps_the_face_and_who_does_not(scored):
     rows = {title: {row.name: row for row in rows} for title, rows in report.groups}
     assert list(rows) == ["By prompt", "By editor and LoRA", "By source photo"]
     assert rows["By prompt"]["smile"] == identity_report.Row("smile", 3, pytest.approx(identity.similarity(0.1)), 2, 1)
-    assert rows["By editor and LoRA"]["rehearsal"].passed == 0 and rows["By source photo"]["source_001.png"].images == 5
+    assert set(rows["By editor and LoRA"]) == {"qwen", "rehearsal · loras ohwx_v1 x 0.8"}
+    assert (
+        rows["By editor and LoRA"]["rehearsal · loras ohwx_v1 x 0.8"].passed == 0 and rows["By source photo"]["source_001.png"].images == 5
+    )
     assert [row.name for row in report.groups[0][1]] == ["hat & <scarf>", "smile"], "worst first"
 
 
@@ -55,7 +63,8 @@ def test_the_page_holds_everything_and_is_written_beside_the_images(scored):
     assert path == scores.dataset.stage.folder / "identity_report.html" and len(page) < 500_000
     assert "hat &amp; &lt;scarf&gt;" in page and "<scarf>" not in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "nothing is loaded from anywhere"
-    assert page.count("<li><img") == 4 and "no face was found" in page and "source_001.png, source_002.png" in page
+    assert page.count('<li><img alt="reference"') == 4, "each beside its reference"
+    assert "no face was found" in page and "source_001.png, source_002.png" in page
     assert Shelf(scores.dataset.stage).files.keys() == {f"{number:016x}" for number in range(5)}, "the page is no candidate"
 
 

