@@ -52,7 +52,7 @@ def described(
     project = desk.stage.project
     photographs = {photo["key"]: photo for photo in photographs_of(project)}
     by_name = {photo["filename"]: photo["key"] for photo in photographs.values()}
-    scores = identity.comparable_scores(project, desk.by_image)
+    scores = identity.comparable_scores(project, wanted, desk.by_image)
     corrected = corrections.by_original(project.stage("corrections")) if desk.stage.name in corrections.CORRECTED else {}
     labels = ledger.labels(project) if corrected else {}
     items: list[dict[str, Any]] = []
@@ -119,7 +119,7 @@ def evidence(desk: Desk, key: str) -> dict[str, Any]:
     """Everything about one image. `key` must be under review."""
     lineage = desk.shelf.lineages[desk.by_image[key]]
     facts = lineage.facts
-    score = identity.comparable_scores(desk.stage.project, desk.by_image).get(key)
+    score = identity.comparable_scores(desk.stage.project, [key], desk.by_image).get(key)
     return {
         "key": key,
         "lineage": lineage_of(desk.stage, key),

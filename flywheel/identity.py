@@ -213,15 +213,16 @@ def compare(images: Sequence[Image.Image], references: Sequence[Image.Image], em
     return [_scored(f"image {number}", embedder.faces(image), known_faces) for number, image in enumerate(images, 1)]
 
 
-def comparable_scores(project: Project, keys: Iterable[str]) -> dict[str, IdentityScore]:
-    """Scores of these images, by key, all by one engine against one reference set: the one that scored most of them, and of several the newest.
-    An image that was scored only otherwise is left out."""
+def comparable_scores(project: Project, keys: Iterable[str], among: Iterable[str] | None = None) -> dict[str, IdentityScore]:
+    """Scores of these images, by key, all by one engine against one reference set: the one that scored most of the images, and of several the
+    newest. `among`: the images shown together, where `keys` are only some of them. An image that was scored only otherwise is left out."""
+    wanted = json.dumps(list(keys))
     with connect(project.database) as db:
         rows = db.execute(  # a score that is written again gets a new rowid
-            "WITH asked AS (SELECT rowid AS written, * FROM identity_scores WHERE image_key IN (SELECT value FROM json_each(?))),"
-            " one AS (SELECT reference, embedder FROM asked GROUP BY reference, embedder ORDER BY COUNT(*) DESC, MAX(written) DESC LIMIT 1)"
-            " SELECT image_key, reference, embedder, state, similarity, distance, faces, matched, note FROM asked JOIN one USING (reference, embedder)",
-            (json.dumps(list(keys)),),
+            "SELECT s.* FROM identity_scores s JOIN (SELECT reference, embedder FROM identity_scores WHERE image_key IN"
+            " (SELECT value FROM json_each(?)) GROUP BY reference, embedder ORDER BY COUNT(*) DESC, MAX(rowid) DESC LIMIT 1)"
+            " USING (reference, embedder) WHERE s.image_key IN (SELECT value FROM json_each(?))",
+            (wanted if among is None else json.dumps(list(among)), wanted),
         ).fetchall()
     return {row["image_key"]: IdentityScore(**dict(row)) for row in rows}
 
