@@ -350,11 +350,18 @@ def _alike(one: Face, other: Face, reach: float) -> float:
 
 
 def _reach(desk: Desk, score: identity.IdentityScore) -> float:
-    """The engine's scale, which any of its scores tells: similarity falls by 1 - THRESHOLD over the reach."""
-    for one in (score, *identity.comparable_scores(desk.stage.project, desk.by_image).values()):
-        if one.embedder == score.embedder and one.similarity is not None and one.distance is not None and 0 < one.similarity < 1:
-            return one.distance * (1 - identity.THRESHOLD) / (1 - one.similarity)
-    return 0.55
+    """The engine's scale, which any of its scores tells, at best this one."""
+    if found := _told_by(score):
+        return found
+    others = identity.comparable_scores(desk.stage.project, desk.by_image).values()
+    return next(filter(None, (_told_by(other) for other in others if other.embedder == score.embedder)), 0.55)
+
+
+def _told_by(score: identity.IdentityScore) -> float | None:
+    """Similarity falls by 1 - THRESHOLD over the reach."""
+    if score.similarity is None or score.distance is None or not 0 < score.similarity < 1:
+        return None
+    return score.distance * (1 - identity.THRESHOLD) / (1 - score.similarity)
 
 
 def _correction(made: Lineage, labels: Mapping[str, LabelEvent]) -> dict[str, Any]:
