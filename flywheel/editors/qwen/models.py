@@ -15,6 +15,8 @@ from ...images import content_key, value_key
 
 GIB = 2**30
 PARTS = ("transformer", "text_encoder", "vae")  # the parts with weights
+PIPELINE = "QwenImageEditPlus"  # how the classes begin that show numbered pictures; the first Qwen-Image-Edit had other words for one
+TIMESTEP_ZERO = "__index_timestep_zero__"  # a tensor by which ComfyUI's files tell that their controls are modulated at time zero
 NEEDED = {
     "model_index.json": "which classes the parts have",
     "scheduler/scheduler_config.json": "the noise schedule",
@@ -106,8 +108,18 @@ def _unreadable(model: ModelFolder) -> Iterator[str]:
                 continue
             if trouble := damage(path):
                 yield f"{part}: {path.name} {trouble}"
-    if not model.pipeline_class.startswith("QwenImageEdit"):
-        yield f"its model_index.json says {model.pipeline_class or 'nothing'}, not a Qwen-Image-Edit pipeline"
+            elif path == model.transformer_file:
+                yield from _of_another_model(model, path)
+    if not model.pipeline_class.startswith(PIPELINE):
+        yield f"its model_index.json says {model.pipeline_class or 'nothing'}, not a {PIPELINE} pipeline"
+
+
+def _of_another_model(model: ModelFolder, file: Path) -> Iterator[str]:
+    """What the weights would not tell: they fit, and every picture would be put at the wrong place."""
+    at_zero = any(name.endswith(TIMESTEP_ZERO) for name in model.tensors("transformer"))
+    if at_zero and not model.config("transformer").get("zero_cond_t"):
+        names = [row.name for row in qwen.models().values() if row.folder and row.folder.zero_cond_t]
+        yield f"{file.name} belongs to {' or '.join(names)}, and this folder is another model's; give that model's folder with it"
 
 
 def how_to_get() -> str:

@@ -11,10 +11,12 @@ import torch
 from safetensors import safe_open
 
 from ...errors import EditorUnavailable
+from .models import TIMESTEP_ZERO
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 SCALES = ("scale_weight", "weight_scale")  # ComfyUI's older and newer name of what an fp8 weight is multiplied with
 IGNORED = ("scale_input", "input_scale", "comfy_quant")  # for computing in fp8 itself, which is not done here
+MARKS = ("scaled_fp8", TIMESTEP_ZERO)  # empty tensors that say something of the whole file
 FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 
 
@@ -26,7 +28,7 @@ class TensorFiles:
         for path in paths:
             file = safe_open(path, framework="pt")
             stored = list(file.keys())
-            prefix = next((one for one in PREFIXES if stored and all(name.startswith(one) or name == "scaled_fp8" for name in stored)), "")
+            prefix = next((one for one in PREFIXES if stored and all(name.startswith(one) or name in MARKS for name in stored)), "")
             self._where |= {name.removeprefix(prefix): (file, name) for name in stored}
         if not ours:
             self._refuse_unknown(paths)
@@ -37,7 +39,7 @@ class TensorFiles:
     def names(self) -> Iterator[str]:
         """Of the weights and biases themselves."""
         for name in self._where:
-            if name.rpartition(".")[2] not in (*SCALES, *IGNORED, "scaled_fp8"):
+            if name.rpartition(".")[2] not in (*SCALES, *IGNORED, *MARKS):
                 yield name
 
     def dtype(self, name: str) -> torch.dtype:

@@ -117,6 +117,25 @@ def test_another_models_file_is_refused(tiny, tmp_path):
         loaded(strange)
 
 
+def test_a_comfyui_file_of_2511_is_known_by_its_mark_and_refused_over_another_folder(tiny, tiny_2511, tmp_path):
+    """An empty tensor says there that controls are modulated at time zero; the weights alone fit either model."""
+    mark = {"__index_timestep_zero__": torch.tensor([])}
+    model = single_file(tiny_2511, tmp_path / "qwen_2511.safetensors", to_fp8("comfy_quant", "weight_scale"), mark)
+    assert open_folder(str(tiny_2511.folder), str(model.transformer_file)) == model
+    expected = output(fresh(tiny_2511))
+    assert (output(loaded(model, zero=True)) - expected).norm() / expected.norm() < 0.06
+    with pytest.raises(EditorUnavailable, match=r"qwen_2511\.safetensors belongs to Qwen-Image-Edit-2511.*give that model's folder"):
+        open_folder(str(tiny.folder), str(model.transformer_file))
+
+
+def test_the_first_qwen_image_edit_with_its_other_words_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny.folder, tmp_path / "first")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("QwenImageEditPlusPipeline", "QwenImageEditPipeline"))
+    with pytest.raises(EditorUnavailable, match=r"model_index\.json says QwenImageEditPipeline.*Qwen-Image-Edit-2511, 54 GiB"):
+        open_folder(str(folder))
+
+
 # --- made once --------------------------------------------------------------------------------------------------------------------------
 
 
