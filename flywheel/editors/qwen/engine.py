@@ -222,8 +222,10 @@ class Engine(ExitStack):
                 outcomes.append((job.request, error))
                 continue
             image = latents.pictures(pixels)[0]
-            moved = registration.noted(self.inputs.picture(job.controls[0]).image, image)
-            outcomes.append((job.request, Rendered(image, {**self._notes(job, made.seconds), **moved})))
+            notes = self._notes(job, made.seconds)
+            if lora.parse(job.request.prompt).kind != "camera":
+                notes |= registration.noted(self.inputs.picture(job.controls[0]).image, image)
+            outcomes.append((job.request, Rendered(image, notes)))
             self._counted(made.seconds)
         return outcomes
 

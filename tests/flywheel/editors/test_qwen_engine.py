@@ -442,6 +442,18 @@ def test_a_black_picture_is_an_error_with_its_causes_and_the_batch_goes_on(edito
     assert isinstance(outcomes[1], Rendered)
 
 
+def test_an_edit_that_slid_is_flagged_and_one_that_moves_the_camera_is_not(editor, tmp_path, monkeypatch):
+    """Random weights paint nothing that could be compared, so the decoder is made to answer with the photo, 9 px to the right."""
+    picture = portrait().resize((320, 320))
+    slid = torch.from_numpy(np.roll(np.asarray(picture.convert("RGB")), 9, axis=1).copy())[None] / 255
+    monkeypatch.setattr(latents, "decode", lambda vae, frame: slid)
+    orders = [asked(control(tmp_path, "large.png", picture), prompt, size=picture.size) for prompt in ("Make it night", TURN)]
+    with dataclasses.replace(editor, steps=1, guidance=1.0).session() as edit:
+        night, turned = (outcome.notes for _, outcome in edit.many(orders, silent))
+    assert night["shifted"] and night["moved_px"] == pytest.approx([9, 0], abs=1)
+    assert not {"shifted", "moved_px", "zoom"} & set(turned)
+
+
 def test_the_log_tells_the_plan_before_and_the_truth_after(editor, photo, caplog):
     with caplog.at_level(logging.INFO, "flenwheel"), editor.session() as edit:
         list(edit.many([asked(photo, seed=seed) for seed in range(3)], silent))
