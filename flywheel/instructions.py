@@ -51,6 +51,7 @@ _WISHES: tuple[tuple[Kind, str], ...] = (
     ("camera", r"\b(?:view(?:ed)?|seen|shot|shown|photographed) from (.+)"),
     ("camera", r"\bfrom (an? (?:slightly )?(?:low|high)(?:er)? angle)\b"),
     ("camera", r"\b(zoom (?:in|out))\b"),
+    ("camera", r"^<sks> ((?:front|back|left|right)[\w -]* view\b[\w -]*)"),  # how the 2511 angle LoRA is prompted
 )
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _WISHES)
 
@@ -112,7 +113,7 @@ _DIRECTIONS: tuple[tuple[str, str], ...] = (
     (r"left", "from the left"),
     (r"right", "from the right"),
     (r"low|lower|below|down|underneath|worm'?s[- ]eye", "from below"),
-    (r"high|higher|above|up|upper|overhead|bird'?s[- ]eye", "from above"),
+    (r"high|higher|above|(?<!close[- ])up|upper|overhead|bird'?s[- ]eye", "from above"),
     (r"side|profile", "from the side"),
     (r"behind|back|rear", "from behind"),
     (r"front|head[- ]on|straight", "from the front"),
@@ -123,7 +124,7 @@ _SLIGHT = re.compile(r"\b(?:slight|slightly|little|bit|lower|higher|closer|furth
 _SEGMENTS: dict[str, re.Pattern[str]] = {  # what an earlier edit or the caption template said about the same thing
     "background": re.compile(r"(?:[\w-]+ ){1,4}background", re.IGNORECASE),
     "lighting": re.compile(r"(?:[\w-]+ ){1,4}lighting", re.IGNORECASE),
-    "camera": re.compile(r"seen (?:[\w-]+ ){0,8}[\w-]+", re.IGNORECASE),
+    "camera": re.compile(r"seen (?:[\w-]+ ){0,16}[\w-]+", re.IGNORECASE),
 }
 
 
@@ -132,7 +133,7 @@ _CARD_VIEW = re.compile(
     re.IGNORECASE,
 )
 _CARD_BODY = re.compile(r"\bshow the (full body [^,]+), ((?:front|side) view), ((?:[\w-]+ )+background)", re.IGNORECASE)
-_SAID_OF_VIEW = re.compile(r"(?:front|half-left|half-right|profile(?:-left|-right)?|side) view|seen (?:[\w-]+ ){0,8}[\w-]+", re.IGNORECASE)
+_SAID_OF_VIEW = re.compile(r"(?:front|half-left|half-right|profile(?:-left|-right)?|side) view|seen (?:[\w-]+ ){0,16}[\w-]+", re.IGNORECASE)
 _SAID_OF_FACE = re.compile(r"[\w-]+ expression|smiling|angry|sad", re.IGNORECASE)
 
 

@@ -33,6 +33,11 @@ CAPTION = "photo of ohwx_char person, smiling, front view"
         ("move the camera to the left", "camera", "left"),
         ("seen from a low angle", "camera", "low"),
         ("zoom in", "camera", "zoom in"),
+        (
+            "<sks> front-left quarter view high-angle shot wide shot, keep the person identical",
+            "camera",
+            "front-left quarter view high-angle shot wide shot",
+        ),
         ("give her a red hat", "other", "give her a red hat"),
         ("add a light smile", "other", "add a light smile"),
         ("Change background to , keep person identical", "other", "Change background to , keep person identical"),
@@ -60,6 +65,7 @@ def test_every_bundled_prompt_is_understood() -> None:
         ("in the style of Van Gogh", "Van Gogh style picture of ohwx_char person, smiling, front view"),
         ("Change camera angle to slightly left, maintain appearance", f"{CAPTION}, seen slightly from the left"),
         ("Change camera angle to higher, maintain appearance", f"{CAPTION}, seen slightly from above"),
+        ("<sks> back view low-angle shot close-up", f"{CAPTION}, seen from below and from behind and from close up"),
         ("give her a red hat", CAPTION),
     ],
 )
@@ -74,6 +80,8 @@ def test_what_the_caption_said_before_is_replaced() -> None:
     turned = edited_caption(caption, "Change camera angle to left")
     assert edited_caption(turned, "Change camera angle to right").endswith(", seen from the right")
     assert "left" not in edited_caption(turned, "Change camera angle to right")
+    posed = edited_caption(caption, "<sks> front-left quarter view high-angle shot wide shot")
+    assert edited_caption(posed, "Change camera angle to right") == edited_caption(caption, "Change camera angle to right")
 
 
 @pytest.mark.parametrize(

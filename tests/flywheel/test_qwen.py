@@ -39,7 +39,9 @@ def test_the_presets_that_the_rows_name_exist_and_ask_for_what_they_are_for():
     camera = prompts.PromptSet(prompts.presets()["camera commands (2509 angle LoRA)"])
     assert {lora.parse(prompt.text).kind for prompt in camera.expand()} == {"camera"}
     poses = prompts.PromptSet(prompts.presets()["96 poses (2511 angle LoRA)"])
-    assert poses.count == 96 and all(lora.split_tags(prompt.text)[1] == ("@angle",) for prompt in poses.expand())
+    split = [lora.split_tags(prompt.text) for prompt in poses.expand()]
+    assert len(split) == 96 and {tags for _, tags in split} == {("@angle",)}
+    assert {lora.parse(words).kind for words, _ in split} == {"camera"}, "no such edit is held against its photo's frame"
     for row in qwen.known_loras():
         assert all(name in prompts.presets() for name in row.words.split('"')[1::2])
 
