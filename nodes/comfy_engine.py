@@ -50,7 +50,6 @@ CLASSES: dict[str, tuple[type, tuple[type, ...]]] = {  # by the type in Load CLI
     "flux": (comfy.model_base.Flux, (comfy.text_encoders.flux.FluxTokenizer,)),
     "flux2": (comfy.model_base.Flux2, (comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.Flux2Tokenizer)),
 }
-_OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
 _BLACK_CAUSES = (
     "Known causes: SageAttention (start ComfyUI without --use-sage-attention), a VAE in half precision (--fp32-vae), a VAE or text encoder"
     " of another model, or a LoRA with too much weight."
@@ -232,14 +231,16 @@ class _Session:
 
     def _edit_or_make_room(self, request: EditRequest) -> Rendered:
         try:
-            return self._edit(request)
-        except _OUT_OF_MEMORY:
+            with memory.out_of_memory():
+                return self._edit(request)
+        except torch.OutOfMemoryError:
             host.log.warning("Out of memory at %d x %d px: unloading every model and trying once more.", request.width, request.height)
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
         try:
-            rendered = self._edit(request)
-        except _OUT_OF_MEMORY as error:
+            with memory.out_of_memory():
+                rendered = self._edit(request)
+        except torch.OutOfMemoryError as error:
             raise EditorError(
                 f"Out of memory at {request.width} x {request.height} px, also with every other model unloaded. Lower megapixels in Enrich Dataset or"
                 " control_megapixels here, load the model as fp8, or start ComfyUI with --lowvram."

@@ -215,7 +215,8 @@ class Engine(ExitStack):
         """Decode and look at each image."""
         outcomes: list[Outcome] = []
         for job, one in zip(made.jobs, made.tokens.split(1), strict=True):
-            pixels = latents.decode(self.parts.vae(), latents.unpack(one, job.size))
+            with memory.out_of_memory():
+                pixels = latents.decode(self.parts.vae(), latents.unpack(one, job.size))
             try:
                 guard.refuse_broken(one, pixels[0])
             except FlywheelError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -27,6 +28,7 @@ RUNGS: dict[Rung, str] = {
 _STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 ACTIVATIONS = 24  # times tokens x width: what a block holds at once without gradients
 VAE_BYTES_PER_PIXEL = 1400  # of decoding in bf16, widest layer and its neighbours
+_FULL = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 ROOM = 0.5  # GiB that the driver, the context and fragmentation take
 
 
@@ -162,6 +164,17 @@ class Ladder:
             return None
         self.rung = below
         return f"Memory ran out; from here on {RUNGS[self.rung]}. The image is made again."
+
+
+@contextlib.contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Whatever says in here that memory ran out says it as torch.OutOfMemoryError. CPUs, Macs and a driver that is late say it in words only."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, MemoryError) or _FULL.search(str(error))):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def release() -> None:

@@ -79,7 +79,8 @@ class Parts(ExitStack):
         """
         while True:
             try:
-                return make()
+                with memory.out_of_memory():
+                    return make()
             except torch.OutOfMemoryError as error:
                 if not alone:
                     raise

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from comfyui_flenwheel.flywheel import lora  # noqa: E402
 from comfyui_flenwheel.flywheel.candidates import Shelf  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, Foresighted, Rendered  # noqa: E402
-from comfyui_flenwheel.flywheel.editors.qwen import cache, latents, load, memory, pulse, quantised  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen import cache, encode, latents, load, memory, pulse, quantised  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.cache import TensorCache, trim  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.jobs import passes  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder  # noqa: E402
@@ -330,6 +330,22 @@ def test_out_of_memory_steps_down_says_so_and_makes_the_same_image(editor, photo
         assert made.notes["memory"] == after.notes["memory"] == rung
         assert (pixels(made.image) == pixels(expected.image)).all()
         assert caplog.text.count("Memory ran out") == failures and "made again" in caplog.text
+
+
+@pytest.mark.parametrize(("where", "what"), [(encode, "encode"), (latents, "encode"), (latents, "decode")])
+def test_memory_that_runs_out_beside_the_transformer_is_survived_too(editor, photo, caplog, monkeypatch, where, what):
+    """While words or a photo are encoded or an image is decoded; by an allocation that this machine refuses in its own words."""
+    expected, whole, left = make(dataclasses.replace(editor, cache=None), asked(photo)), getattr(where, what), [2**59]
+
+    def full(*given, **named):
+        if left:
+            torch.empty(left.pop(), dtype=torch.uint8)
+        return whole(*given, **named)
+
+    monkeypatch.setattr(where, what, full)
+    made = make(editor, asked(photo))
+    assert "Memory ran out" in caplog.text and not left
+    assert (pixels(made.image) == pixels(expected.image)).all()
 
 
 def test_in_turns_text_encoder_and_transformer_are_never_there_together(editor, photo, monkeypatch):
