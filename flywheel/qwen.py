@@ -63,10 +63,6 @@ class EditModel:
     license: str
     files: tuple[tuple[str, str, str, str], ...]  # folder below models/, name, size, address
 
-    def named(self, folder: str) -> str:
-        """The files that belong into a folder below models/."""
-        return " and ".join(name for where, name, _, _ in self.files if where == folder)
-
 
 @dataclass(frozen=True, slots=True)
 class KnownLora:

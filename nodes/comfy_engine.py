@@ -6,7 +6,6 @@ prompts are encoded before the model is needed, and images that use the same LoR
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import OrderedDict
@@ -42,7 +41,7 @@ from .comfy_tables import Tables, let_go
 
 VERSION = "1"  # raise it when the same request gives other pixels
 LOOKAHEAD = 32  # prompts encoded before the model is needed: about 10 MB of memory each
-KEPT = LOOKAHEAD + 2  # control images (and Pictures 2 and 3), and negative prompts: fewer, and each image would need the text encoder again
+KEPT = LOOKAHEAD + 2  # prompts, negatives, control images (and Pictures 2 and 3): fewer, and each image would need the text encoder again
 MAX_TOKENS = 1024  # of a prompt without its pictures: what Qwen-Image was trained with
 BLACK = 3 / 255  # brightest value of a picture that counts as black
 CLASSES: dict[str, tuple[type, tuple[type, ...]]] = {  # by the type in Load CLIP: the model's class and what may read the prompt
@@ -189,7 +188,7 @@ class _Session:
         self.base = self._prepared(editor.model)
         self.patched: tuple[tuple[lora.StackedLora, ...], Any] = ((), self.base)
         self.coming: list[EditRequest] = []
-        self.positives: dict[tuple[Any, ...], Any] = {}
+        self.positives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.negatives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.pictures: OrderedDict[tuple[Any, ...], _Picture] = OrderedDict()
         self.plan: Plan | None = None
@@ -340,21 +339,22 @@ class _Session:
         key = self._key(request, loras)
         if key not in self.positives:
             self._encode_ahead(request)
-        positive = self.positives.pop(key)
+        positive = self.positives[key]
         if math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0):
             return positive, positive  # without guidance the negative is not looked at
         return positive, self._negative(request)
 
     def _encode_ahead(self, request: EditRequest) -> None:
-        """Encode this request and the next ones while the text encoder is in memory, negatives too."""
-        self.positives.clear()
+        """Encode this request and the next ones while the text encoder is in memory, negatives too. What they replace was used before them: another
+        try of an image that drifted, which nobody foresaw, costs no other prompt its place."""
         place = next((n for n, other in enumerate(self.coming) if other == request), None)
         following = [request] if place is None else self.coming[place : place + LOOKAHEAD]
         for other in following:
             self.pulse.tick(0.0)
             loras = self.editor.loras.for_prompt(other.prompt, other.tags)
             try:
-                self.positives[self._key(other, loras)] = self._encoded(lora.with_triggers(other.prompt, loras), other)
+                words = lora.with_triggers(other.prompt, loras)
+                _kept(self.positives, self._key(other, loras), lambda words=words, other=other: self._encoded(words, other))
                 if not math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0):
                     self._negative(other)
             except EditorError:
@@ -448,22 +448,32 @@ def _empty(model: Any, width: int, height: int) -> torch.Tensor:
 
 
 def refuse_wrong_models(editor: ComfyEditor) -> None:
-    """Sockets that do not belong together make grey noise and no error, so they are compared here."""
+    """Sockets that do not belong together make grey noise and no error, so they are compared here; and a checkpoint may lack a part.
+
+    Raises:
+        EditorError: names every such socket, and of each file that belongs there its size, folder and address.
+    """
     row, inner = editor.row, editor.model.model
-    problems: list[str] = []
-    if editor.options.modulation_tables and row.clip_type != "qwen_image":
-        problems.append(f"modulation_tables is for Qwen-Image-Edit; switch it off for {row.name}")
+    problems: list[tuple[str, str]] = []  # folder below models/ of what belongs there, and what is wrong
     model_class, tokenizers = CLASSES[row.clip_type]
+    if editor.options.modulation_tables and row.clip_type != "qwen_image":
+        problems.append(("", f"modulation_tables is for Qwen-Image-Edit; switch it off for {row.name}"))
     if type(inner) is not model_class:
-        problems.append(f"model is a {type(inner).__name__}, but {row.name} is chosen; load {row.named('diffusion_models')}")
+        problems.append(("diffusion_models", f"model is a {type(inner).__name__}, but {row.name} is chosen"))
     elif row.clip_type == "qwen_image" and inner.diffusion_model.default_ref_method != row.reference_method == "index":
         rows = [other.name for other in qwen.models().values() if other.reference_method == inner.diffusion_model.default_ref_method]
-        problems.append(f"model is {' or '.join(rows)}, but {row.name} is chosen")
-    if not isinstance(editor.clip.tokenizer, tokenizers):
-        problems.append(f"clip is a {type(editor.clip.tokenizer).__name__}; load {row.named('text_encoders')} with type {row.clip_type}")
+        problems.append(("diffusion_models", f"model is {' or '.join(rows)}, but {row.name} is chosen"))
+    if editor.clip is None:
+        problems.append(("text_encoders", f"clip is empty: what is connected holds no text encoder; load one with type {row.clip_type}"))
+    elif not isinstance(editor.clip.tokenizer, tokenizers):
+        problems.append(("text_encoders", f"clip is a {type(editor.clip.tokenizer).__name__}; load one with type {row.clip_type}"))
     wanted = editor.model.get_model_object("latent_format").latent_channels
-    with contextlib.suppress(AttributeError):  # another pack's VAE may not say
-        if editor.vae.latent_channels != wanted:
-            problems.append(f"vae makes {editor.vae.latent_channels} channels, the model takes {wanted}; load {row.named('vae')}")
+    if editor.vae is None or getattr(editor.vae, "first_stage_model", editor) is None:
+        problems.append(("vae", "vae is empty: what is connected holds none"))
+    elif getattr(editor.vae, "latent_channels", wanted) != wanted:  # another pack's VAE may not say
+        problems.append(("vae", f"vae makes {editor.vae.latent_channels} channels, the model takes {wanted}"))
     if problems:
-        raise EditorError("\n".join(["The connected models do not belong together:", *(f"  - {problem}" for problem in problems)]))
+        places = {place for place, _ in problems}
+        right = [f"  {name} ({size}) into models/{place}: {address}" for place, name, size, address in row.files if place in places]
+        told = ["The connected models do not belong together:", *(f"  - {problem}" for _, problem in problems)]
+        raise EditorError("\n".join([*told, *([f"For {row.name} download into ComfyUI's folder and load:", *right] if right else [])]))

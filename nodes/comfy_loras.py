@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.lora
-import torch
 
 from ..flywheel import lora
 from ..flywheel.errors import LoraError
@@ -17,13 +16,19 @@ def fitted(model: Any, one: lora.StackedLora, name: str) -> lora.Fit:
     """Every layer of a LoRA in this model, or a LoraError that says why not."""
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     linear = {
-        f"diffusion_model.{path}.weight": (module.out_features, module.in_features)
+        f"diffusion_model.{path}.weight": size
         for path, module in model.model.diffusion_model.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if (size := linear_size(module))
     }
     return lora.fit(
         lora.inspect(one.path), {alias: linear.get(key) if isinstance(key, str) else None for alias, key in names.items()}, name
     )
+
+
+def linear_size(module: Any) -> tuple[int, int] | None:
+    """(out, in) features of a linear layer, None for any other: ComfyUI's quantised ones are not torch's Linear."""
+    out, into = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    return (out, into) if isinstance(out, int) and isinstance(into, int) else None
 
 
 def applied(model: Any, fit: lora.Fit, weight: float) -> Any:

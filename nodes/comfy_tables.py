@@ -12,11 +12,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import torch
 from comfy.model_patcher import LowVramPatch
 from torch import nn
 
 from ..flywheel.errors import EditorError
+from .comfy_loras import linear_size
 
 INNER = "diffusion_model"
 EMBEDDER, OUT = "time_text_embed", "norm_out"
@@ -85,11 +87,11 @@ def _ready(layers: nn.Module, path: str, model: Any) -> Iterator[None]:
     """While this lasts, the linear layers fetch their weights from wherever they are, with the LoRAs that touch them."""
     with ExitStack() as undo:
         for name, layer in layers.named_modules():
-            if not isinstance(layer, nn.Linear):
+            if not linear_size(layer):
                 continue
             keys = {kind: ".".join(filter(None, (INNER, path, name, kind))) for kind in ("weight", "bias")}
             touched = [kind for kind, key in keys.items() if key in model.patches]
-            if not hasattr(layer, "comfy_cast_weights"):
+            if not _takes_patches(layer):
                 if touched:
                     raise EditorError(
                         "A LoRA touches the modulation of this model, whose loader does its own arithmetic. Switch modulation_tables off, or take the LoRA"
@@ -101,6 +103,11 @@ def _ready(layers: nn.Module, path: str, model: Any) -> Iterator[None]:
                 undo.callback(setattr, layer, attribute, getattr(layer, attribute))
                 setattr(layer, attribute, value)
         yield
+
+
+def _takes_patches(layer: nn.Module) -> bool:
+    """Whether ComfyUI's own code makes the weights ready. Loaders with arithmetic of their own, such as GGUF's, put that in its place."""
+    return getattr(getattr(type(layer), "forward_comfy_cast_weights", None), "__module__", "") == comfy.ops.__name__
 
 
 class _Numbers(nn.Module):

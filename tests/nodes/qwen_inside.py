@@ -72,18 +72,19 @@ def load():
         "2509": comfy.sd.load_diffusion_model(where("diffusion_models", "tiny_2509.safetensors")),
         "clip": comfy.sd.load_clip([where("text_encoders", "tiny_text_encoder.safetensors")], clip_type=comfy.sd.CLIPType.QWEN_IMAGE),
         "vae": comfy.sd.VAE(sd=sd),
+        "nothing": None,
         "black vae": comfy.sd.VAE(
             sd={**sd, "decoder.head.2.weight": sd["decoder.head.2.weight"] * 0, "decoder.head.2.bias": sd["decoder.head.2.bias"] - 9}
         ),
     }
 
 
-def editor(row="Qwen-Image-Edit-2511", model="2511", vae="vae", loras=(), options=OPTIONS, extras=(), patched=None):
+def editor(row="Qwen-Image-Edit-2511", model="2511", vae="vae", loras=(), options=OPTIONS, extras=(), patched=None, clip="clip"):
     stack = lora.LoraStack()
     for one in loras:
         stack = stack.plus(one)
     return comfy_engine.ComfyEditor(
-        qwen.models()[row], patched or MODELS[model], MODELS["clip"], MODELS[vae], "graph", options, stack, tuple(extras)
+        qwen.models()[row], patched or MODELS[model], MODELS[clip], MODELS[vae], "graph", options, stack, tuple(extras)
     )
 
 
@@ -230,12 +231,48 @@ def lightning_sets_the_steps():
 
 
 def lokr():
-    named = {}
-    for module, (out, inner) in lora_files.modules().items():
-        rng = np.random.default_rng(1)
-        named[f"lycoris_{module.replace('.', '_')}.lokr_w1"] = rng.standard_normal((2, 2)) * 0.3
-        named[f"lycoris_{module.replace('.', '_')}.lokr_w2"] = rng.standard_normal((out // 2, inner // 2)) * 0.3
-    return apart(pixels(editor()), pixels(editor(loras=[lora.stacked(file("lokr", named), 1.0)])))
+    """Factors in full and factored once more, against the same change written out; and against the model without it."""
+    rng, factors, whole = np.random.default_rng(1), {}, {}
+    for number, (module, (out, inner)) in enumerate(lora_files.modules().items()):
+        name, first = f"lycoris_{module.replace('.', '_')}", rng.standard_normal((2, 2)) * 0.3
+        left, right = rng.standard_normal((out // 2, 3)) * 0.3, rng.standard_normal((3, inner // 2)) * 0.3
+        second, scale = left @ right, 2.0 if number % 2 else 1.0
+        factors[f"{name}.lokr_w1"] = first
+        factors |= (
+            {f"{name}.lokr_w2_a": left, f"{name}.lokr_w2_b": right, f"{name}.alpha": np.array(6.0)}
+            if number % 2
+            else {f"{name}.lokr_w2": second}
+        )
+        whole[f"diffusion_model.{module}.diff"] = np.kron(first, second) * scale
+    made, expected = (pixels(editor(loras=[lora.stacked(file(name, named), 1.0)])) for name, named in (("lokr", factors), ("diff", whole)))
+    return {"apart": apart(made, expected), "effect": apart(pixels(editor()), made)}
+
+
+def quantised():
+    """Files of 8 bits as ComfyUI's own loader gives them: nearly the same image; LoRAs reach every layer or none, through tables too."""
+    told, a = {}, one("on 8 bits", seed=1)
+    wide = one("wide on 8 bits", width=128)
+    off, on = (comfy_engine.Options(steps=3, cfg=2.0, modulation_tables=tables) for tables in (False, True))
+    exact, with_lora = pixels(editor(options=off)), pixels(editor(options=off, loras=[a]))
+    for kind in ("float8_e4m3fn", "int8_tensorwise"):
+        model = comfy.sd.load_diffusion_model(str(tiny_qwen.quantised(kind)))
+        base, changed = pixels(editor(options=off, patched=model)), pixels(editor(options=off, patched=model, loras=[a]))
+        told[kind] = {
+            "base": apart(exact, base),
+            "lora": apart(with_lora, changed)[1],
+            "effect": apart(base, changed)[1],
+            "tables": apart(base, pixels(editor(options=on, patched=model))),
+            "lora in tables": apart(with_lora, pixels(editor(options=on, patched=model, loras=[a])))[1],
+            "wide": refusal(lambda model=model: make(editor(patched=model, loras=[wide]))),
+        }
+    return told
+
+
+def patched_elsewhere():
+    """What nodes before ours did to the model stays: a LoRA of ComfyUI's loader is the LoRA of our stack, and both add up."""
+    a, b = one("elsewhere", seed=1), one("here", seed=2)
+    model = comfy.sd.load_lora_for_models(MODELS["2511"], None, comfy.utils.load_torch_file(str(a.path)), 1.0, 0.0)[0]
+    return [apart(pixels(editor(loras=here)), pixels(editor(patched=model, loras=there))) for here, there in (([a], []), ([a, b], [b]))]
 
 
 def refusals():
@@ -258,7 +295,14 @@ def refusals():
         model.set_model_patch(patch, "double_block")
         return editor(patched=model)
 
+    checkpoint = comfy.sd.load_checkpoint_guess_config(str(tiny_qwen.checkpoint()), output_vae=True, output_clip=True)
+    MODELS["no clip"], MODELS["no vae"] = checkpoint[1:3]
+    empty = Path(BASE) / "empty.png"
+    empty.touch()
     return {
+        "no parts": refusal(lambda: make(editor(patched=checkpoint[0], clip="no clip", vae="no vae"))),
+        "no vae at all": refusal(lambda: make(editor(vae="nothing"))),
+        "empty": refusal(lambda: make(editor(), request(controls=[empty]))),
         "flux": refusal(lambda: make(editor(loras=[lora.stacked(file("flux", flux), 1.0)]))),
         "size": refusal(lambda: make(editor(loras=[one("wide", width=128)]))),
         "nan": refusal(lambda: make(editor(loras=[lora.stacked(file("broken", broken), 1.0)]))),
@@ -366,6 +410,20 @@ def many_photos():
             made += 1
     del MODELS["clip"].encode_from_tokens_scheduled
     return [len(calls) / comfy_engine.LOOKAHEAD, max(calls)]
+
+
+def another_try():
+    """Of an image that drifted, with another seed, and one with words that nobody foresaw: what is encoded already stays."""
+    orders = [request(seed=seed, prompt=f"Change background to {place}") for seed, place in enumerate(("forest", "beach", "cafe"))]
+    encode, calls, made = MODELS["clip"].encode_from_tokens_scheduled, [], 0
+    MODELS["clip"].encode_from_tokens_scheduled = lambda *given, **named: (calls.append(made), encode(*given, **named))[1]
+    with editor().session() as edit:
+        edit.expect(orders)
+        for order in (orders[0], request(orders[0].prompt, seed=9), request("Make it night"), *orders[1:]):
+            edit(order, quiet)
+            made += 1
+    del MODELS["clip"].encode_from_tokens_scheduled
+    return calls
 
 
 def encoding_on_the_side():
@@ -525,12 +583,15 @@ CHECKS = (
     per_prompt,
     lightning_sets_the_steps,
     lokr,
+    quantised,
+    patched_elsewhere,
     refusals,
     controls,
     progress,
     reports,
     ahead,
     many_photos,
+    another_try,
     encoding_on_the_side,
     plans,
     tables,

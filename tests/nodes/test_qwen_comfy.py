@@ -40,7 +40,24 @@ def test_a_later_model_is_one_more_row_of_data(told):
 def test_every_style_of_lora_is_the_same_lora(told):
     assert set(told["styles"]["apart"]) == set(lora_files.STYLES)
     assert all(difference == NOTHING for difference in told["styles"]["apart"].values())
-    assert told["styles"]["effect"][1] > 5 < told["lokr"][1]
+    assert told["styles"]["effect"][1] > 5
+
+
+def test_lokr_is_the_change_it_stands_for(told):
+    assert told["lokr"]["apart"][0] <= 1 and told["lokr"]["effect"][1] > 5
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise"])
+def test_a_model_of_8_bits_is_edited_with_its_loras_whole_and_through_tables(told, kind):
+    made = told["quantised"][kind]
+    assert made["base"][1] < 1 and made["base"][0] > 0, "nearly the image of the full model"
+    assert made["effect"] > 20 and made["lora"] < 4, "ComfyUI rounds the changed weights to 8 bits again"
+    assert made["tables"][0] <= 1 and made["lora in tables"] < 4, "also on the layers that are tabulated"
+    assert "0 of 28 layers" in made["wide"] and "128 to 128 wide, the model's 64 to 64" in made["wide"]
+
+
+def test_what_other_nodes_did_to_the_model_stays(told):
+    assert told["patched_elsewhere"] == [NOTHING, NOTHING]
 
 
 def test_stacks_add_up_and_weight_0_is_the_base_to_the_bit(told):
@@ -68,6 +85,17 @@ def test_a_lightning_lora_brings_its_own_steps(told):
             ["LoraError", "flux.safetensors does not fit Qwen-Image-Edit-2511", "0 of 19 layers", "this is a FLUX LoRA", "Take it out"],
         ),
         ("size", ["LoraError", "0 of 28 layers", "another size", "128 to 128 wide, the model's 64 to 64"]),
+        (
+            "no parts",
+            [
+                "clip is empty",
+                "type qwen_image",
+                "vae is empty",
+                "qwen_image_vae.safetensors (0.3 GB) into models/vae: https://huggingface.co/",
+            ],
+        ),
+        ("no vae at all", ["vae is empty: what is connected holds none"]),
+        ("empty", ["ImageError", "empty.png", "0 bytes"]),
         ("nan", ["EditorError", "NaN", "SageAttention"]),
         ("black", ["EditorError", "is black and was not kept", "SageAttention", "VAE"]),
         ("2509", ["EditorError", "model is Qwen-Image-Edit-2511, but Qwen-Image-Edit-2509 is chosen"]),
@@ -115,6 +143,10 @@ def test_prompts_are_encoded_before_the_first_image_and_the_images_are_the_same(
 
 def test_no_prompt_is_encoded_twice_however_many_photos_there_are(told):
     assert told["many_photos"] == [2.0, 0], "prompt and negative of each photo, all before the first image"
+
+
+def test_another_try_of_an_image_costs_no_other_prompt_its_place(told):
+    assert told["another_try"] == [0, 0, 0, 0, 2], "three prompts and the negative, then the one that nobody foresaw"
 
 
 def test_the_memory_plan_is_told_before_and_the_truth_after(told):

@@ -285,7 +285,8 @@ def test_models_that_do_not_belong_together_are_all_named(tiny, few):
         graph,
         "model is a QwenImage, but FLUX.2 klein is chosen",
         "clip is a QwenImageTokenizer",
-        "qwen_3_4b.safetensors with type flux2",
+        "load one with type flux2",
+        "qwen_3_4b.safetensors (8 GB) into models/text_encoders: https://huggingface.co/",
     )
 
 

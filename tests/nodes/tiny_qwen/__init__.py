@@ -7,11 +7,13 @@ file is loaded, and writes the files. Everything else is ComfyUI's own: loaders,
 import contextlib
 import functools
 import importlib
+import json
 from pathlib import Path
 
 import comfy.ldm.qwen_image.model
 import comfy.ldm.wan.vae
 import comfy.ops
+import comfy.quant_ops
 import comfy.supported_models
 import comfy.text_encoders.llama
 import comfy.text_encoders.qwen_vl
@@ -49,6 +51,7 @@ def write(kind, name, state):
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         safetensors.torch.save_file(state(), path)
+    return path
 
 
 def dit(method):
@@ -73,6 +76,32 @@ def vae():
         ),
         2,
         1.0,
+    )
+
+
+def quantised(kind):
+    """The 2511 file with the blocks' layers in one of ComfyUI's formats of 8 bits, marked as Comfy-Org's files are."""
+    layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    state = {}
+    for name, weight in safetensors.torch.load_file(
+        folder_paths.get_full_path_or_raise("diffusion_models", "tiny_2511.safetensors")
+    ).items():
+        if name.startswith("transformer_blocks") and name.endswith(".weight") and weight.ndim == 2:
+            how = {"scale": "recalculate"} if kind.startswith("float8") else {}
+            state |= comfy.quant_ops.QuantizedTensor.from_float(weight, layout, **how).state_dict(name)
+            state[name.removesuffix("weight") + "comfy_quant"] = torch.tensor(
+                list(json.dumps({"format": kind}).encode()), dtype=torch.uint8
+            )
+        else:
+            state[name] = weight
+    return write("diffusion_models", f"tiny_2511_{kind}.safetensors", lambda: {name: tensor.contiguous() for name, tensor in state.items()})
+
+
+def checkpoint():
+    """A checkpoint that holds the 2511 model and neither text encoder nor VAE."""
+    weights = safetensors.torch.load_file(folder_paths.get_full_path_or_raise("diffusion_models", "tiny_2511.safetensors"))
+    return write(
+        "checkpoints", "tiny_2511.safetensors", lambda: {f"model.diffusion_model.{name}": weight for name, weight in weights.items()}
     )
 
 
