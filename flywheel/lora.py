@@ -16,6 +16,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from .errors import EditorError, LoraError
 from .images import content_key
 from .instructions import Kind, parse
@@ -167,7 +169,7 @@ def inspect(path: Path) -> LoraFile:
 @lru_cache(maxsize=256)
 def _inspect(path: Path, _modified: int, size: int) -> LoraFile:
     header = _header(path, size)
-    metadata = {name: str(text) for name, text in header.pop("__metadata__", {}).items()}
+    metadata = {name: str(text) for name, text in (header.pop("__metadata__", None) or {}).items()}
     grouped: dict[str, dict[str, str]] = {}
     strange: list[str] = []
     prefixes: Counter[str] = Counter()
@@ -193,7 +195,10 @@ def _layer(path: Path, name: str, keys: Mapping[str, str], header: Mapping[str, 
     if ("down" in keys) != ("up" in keys):
         missing = "lora_B (up)" if "down" in keys else "lora_A (down)"
         raise LoraError(f"{path.name} is not whole: {name} has no {missing}. Download or train it again.")
-    return LoraLayer(name, keys, {role: tuple(header[key]["shape"]) for role, key in keys.items()})
+    shapes = {role: tuple(header[key]["shape"]) for role, key in keys.items()}
+    if any(0 in shape for shape in shapes.values()):
+        raise LoraError(f"{path.name} is not whole: {name} holds no numbers. Download or train it again.")
+    return LoraLayer(name, keys, shapes)
 
 
 def _header(path: Path, size: int) -> dict[str, Any]:
@@ -207,18 +212,17 @@ def _header(path: Path, size: int) -> dict[str, Any]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
             raise not_one
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise not_one from error
+        told = file.read(length)
     try:
+        header = json.loads(told)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        whole = 8 + length + max(ends, default=0)
+        if size < whole:
+            raise LoraError(f"{path.name} is cut off: {size:,} of {whole:,} bytes are here. Download or copy it again.")
+        with safe_open(path, framework="numpy"):  # reads the header alone, and every word of it
+            return header
+    except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError, SafetensorError) as error:
         raise not_one from error
-    whole = 8 + length + max(ends, default=0)
-    if size < whole:
-        raise LoraError(f"{path.name} is cut off: {size:,} of {whole:,} bytes are here. Download or copy it again.")
-    return header
 
 
 def bare(layer: str) -> str:
@@ -283,8 +287,6 @@ def _refusal(file: LoraFile, model: str, fitting: int, missing: Sequence[str], s
 
 def parts(fitted: Fit) -> Iterator[tuple[str, LoraLayer, dict[str, torch.Tensor]]]:
     """Target, layer and its tensors by role (down (rank, in), up (out, rank), alpha (), lokr_w1 …), as they are in the file."""
-    from safetensors import safe_open
-
     with safe_open(str(fitted.file.path), framework="pt") as opened:
         for target, layer in fitted.placed.items():
             yield target, layer, {role: opened.get_tensor(key) for role, key in layer.keys.items()}

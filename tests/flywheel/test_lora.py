@@ -1,9 +1,14 @@
 """LoRA files: every spelling is read, everything that does not fit is refused with its reason, and stacks choose per prompt."""
 
+import json
+import random
+import struct
+
 import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel import lora
 from comfyui_flenwheel.flywheel.errors import EditorError, LoraError
+from safetensors.numpy import load_file
 
 from .lora_files import STYLES, modules, save, tensors
 
@@ -94,6 +99,48 @@ def test_bad_files_say_what_they_are(tmp_path):
     half = {key: array for key, array in tensors("diffusers").items() if "0.attn.to_q.lora_B" not in key}
     with pytest.raises(LoraError, match=r"is not whole: transformer_blocks.0.attn.to_q has no lora_B"):
         lora.inspect(save(tmp_path / "half.safetensors", half))
+
+
+def damaged(whole):
+    """A LoRA file with something wrong in its header, many times: single bytes, entries of all sorts, more or less than it says."""
+    length = struct.unpack("<Q", whole[:8])[0]
+    header, numbers, rng = json.loads(whole[8 : 8 + length]), whole[8 + length :], random.Random(0)
+    first, offsets = next(iter(header)), {"data_offsets": [0, 256]}
+
+    def written(told):
+        text = json.dumps(told).encode()
+        return struct.pack("<Q", len(text)) + text + numbers
+
+    for _ in range(200):
+        changed = bytearray(whole)
+        changed[rng.randrange(8, 8 + length)] = rng.choice(b'0123456789[]{}",:x\xff ')
+        yield bytes(changed)
+    for entry in (None, 1, "x", [], {}, offsets, {**offsets, "shape": "ab"}, {**offsets, "dtype": "Q9", "shape": [4, 16]}):
+        yield written({**header, first: entry})
+    for told in ([1], 5, None, {}, {**header, "__metadata__": [1]}, {**header, "__metadata__": None}):
+        yield written(told)
+    yield whole + b"junk"
+
+
+def test_a_damaged_header_is_refused_in_words_wherever_the_damage_is(tmp_path):
+    """What still counts as a LoRA is one that can be read to its last number."""
+    whole = save(tmp_path / "whole.safetensors", tensors("kohya and musubi", blocks=1, width=16)).read_bytes()
+    refused = 0
+    for number, content in enumerate(damaged(whole)):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(content)
+        try:
+            lora.fit(lora.inspect(path), modules(1, 16), MODEL)
+            load_file(path)
+        except LoraError as error:
+            refused += path.name in str(error)
+    assert refused > 200
+
+
+def test_a_lora_of_rank_0_is_not_whole(tmp_path):
+    path = save(tmp_path / "nothing.safetensors", tensors("Lightning", rank=0))
+    with pytest.raises(LoraError, match=r"is not whole: transformer_blocks\.0\.attn\.to_q holds no numbers"):
+        lora.inspect(path)
 
 
 def test_a_file_that_changes_is_read_again(tmp_path):

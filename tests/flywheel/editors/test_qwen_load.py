@@ -230,6 +230,10 @@ def test_every_missing_or_damaged_part_is_named(tiny, tmp_path):
     weights.write_bytes(b"<html>not found</html>")
     with pytest.raises(EditorUnavailable, match=r"not a readable \.safetensors"):
         open_folder(str(folder))
+    for content in (b"\x02\0\0\0\0\0\0\0[]", b"\x0a\0\0\0\0\0\0\0" + b'{"a":null}', whole + b"junk"):
+        weights.write_bytes(content)
+        with pytest.raises(EditorUnavailable, match=r"transformer: .* is not a readable \.safetensors"):
+            open_folder(str(folder))
     weights.unlink()
     with pytest.raises(EditorUnavailable, match=r"transformer/ holds no \.safetensors"):
         open_folder(str(folder))
