@@ -17,7 +17,7 @@ from comfy_api.latest import ui
 from PIL import Image
 from server import PromptServer
 
-from ..flywheel.errors import FlywheelError
+from ..flywheel.errors import FlywheelError, ImageError
 from ..flywheel.images import value_key
 from ..flywheel.project import STAGES, Project, Stage, StageName, laps, load_project, project_roots
 from ..flywheel.render import Progress
@@ -136,7 +136,16 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 
 def pictures(images: torch.Tensor) -> list[Image.Image]:
-    """The pictures of an IMAGE batch (B, H, W, C) in 0..1; an alpha channel is dropped."""
+    """The pictures of an IMAGE batch (B, H, W, C) in 0..1; an alpha channel is dropped.
+
+    Raises:
+        ImageError: there is none, or it has no pixels.
+    """
+    if 0 in images.shape:
+        count, height, width = images.shape[:3]
+        raise ImageError(
+            f"{counted(count, 'image')} of {width} x {height} px came in: there is nothing to see. Look at the node before this one."
+        )
     return [Image.fromarray((picture[..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()) for picture in images]
 
 

@@ -204,6 +204,40 @@ def test_interrupted_then_killed_then_resumed_with_the_same_bytes(tiny, few, eng
     assert images(tiny, name) == whole, "the fingerprint of the models is the same after a restart, and so are the pixels"
 
 
+def test_every_node_with_a_socket_for_an_editor_edits_and_a_lora_that_is_off_stays_out(tiny, few, engine):
+    """Enrich Dataset, Model Card, Image to Image, and Repair Candidates once a verdict asks for it."""
+    name, one = f"sockets {engine}", {"Prompt_Set__sources": "source_001*", "Prompt_Set__prompts": CAMERA}
+    graph = lap(engine, name, few, steps=1, **one, LoRA_for_camera_prompts__enabled=False)
+    graph["31"] = {"class_type": "FLEN_DatasetToImages", "inputs": {"dataset": ["2", 0], "first": 1, "at_most": 1}}
+    edit = {"images": ["31", 0], "editor": [EDITOR, 0], "prompt": f"{name} [a|b]", "base_seed": 0, "megapixels": 0.05}
+    graph["32"] = {"class_type": "FLEN_ImageToImage", "inputs": edit}
+    card = {"dataset": ["2", 0], "editor": [EDITOR, 0], "photo": "", "base_seed": 0, "megapixels": 0.1}
+    graph["33"] = {"class_type": "FLEN_ModelCard", "inputs": card}
+    done = comfy.run(tiny.address, graph)
+    assert done.status == "success", done.error
+    assert "2 edits of 1 image" in done.text("32") and "23 images made" in done.text("33")
+    (made,) = Shelf(stage(tiny, name)).lineages.values()
+    assert made.facts["notes"]["loras"] == ["mine x 1"]
+
+    comfy.label(tiny.address, name.replace(" ", "_"), {made.image_key: "needs_correction"}, ["identity"])
+    repair = {"project": ["1", 0], "editor": [EDITOR, 0], "limit": 0, "tries_each": 1}
+    graph = {number: node for number, node in graph.items() if number in ("1", "3", "4", "5", "6", "7", EDITOR)}
+    done = comfy.run(tiny.address, {**graph, "34": {"class_type": "FLEN_RepairCandidates", "inputs": repair}})
+    assert done.status == "success", done.error
+    assert "1 corrections in" in done.text("34") and "1 images made" in done.text("34")
+
+
+@pytest.mark.parametrize("name", ["2509", "2511"])
+def test_a_transformer_file_of_comfyui_is_taken_by_the_other_engine_or_refused_over_another_model(tiny, tiny_folder, few, name):
+    graph = lap(DIFFUSERS, f"file {name}", few, Prompt_Set__sources="source_001*", Prompt_Set__prompts=BACKGROUNDS)
+    graph[EDITOR]["inputs"]["transformer_file"] = f"tiny_{name}.safetensors"
+    if name == "2511":
+        refused(tiny, graph, "tiny_2511.safetensors belongs to Qwen-Image-Edit-2511", "give that model's folder with it")
+    else:
+        outcome = comfy.run(tiny.address, graph)
+        assert outcome.status == "success" and len(images(tiny, f"file {name}")) == 2, outcome.error
+
+
 def test_an_edit_that_slid_is_flagged_and_gets_a_re_aligned_copy_when_asked(tiny, few):
     name = "slid"
     one = {"Prompt_Set__sources": "source_001*", "Prompt_Set__prompts": "Change background to forest"}
@@ -242,6 +276,18 @@ def test_a_prompt_of_5000_words_is_refused_with_its_length(tiny, few, engine):
 def test_an_empty_file_among_the_photos_is_named_and_a_folder_of_nothing_else_refused(tiny, few, engine, tmp_path):
     (tmp_path / "empty.jpg").touch()
     refused(tiny, lap(engine, f"empty {engine}", tmp_path), "empty.jpg", "0 bytes")
+
+
+def test_an_image_without_pixels_is_refused_where_it_comes_in(tiny, few, engine):
+    graph = lap(engine, f"no pixels {engine}", few)
+    graph["22"] = {"class_type": "TinyNothing", "inputs": {"count": 1, "height": 0}}
+    graph[EDITOR]["inputs"]["picture_2"] = ["22", 0]
+    refused(tiny, graph, "1 image of 64 x 0 px came in", "Look at the node before this one")
+    del graph[EDITOR]["inputs"]["picture_2"]
+    edit = {"images": ["22", 0], "editor": [EDITOR, 0], "prompt": "Make it night", "base_seed": 0, "megapixels": 0.05}
+    graph = {number: node for number, node in graph.items() if number not in (PREVIEW, ENRICH, "9", "13", "14", "15")}
+    graph["22"]["inputs"] = {"count": 0, "height": 64}
+    refused(tiny, graph | {"32": {"class_type": "FLEN_ImageToImage", "inputs": edit}}, "0 images of 64 x 64 px came in")
 
 
 def test_pictures_go_with_every_photo_without_gaps_and_not_beyond_what_the_model_takes(tiny, few, engine):
@@ -288,6 +334,28 @@ def test_models_that_do_not_belong_together_are_all_named(tiny, few):
         "load one with type flux2",
         "qwen_3_4b.safetensors (8 GB) into models/text_encoders: https://huggingface.co/",
     )
+
+
+def test_models_of_comfyui_that_are_not_there_or_cannot_be_read_are_named(tiny, few):
+    """By ComfyUI's own checks and loaders, before anything is made; an empty part of a checkpoint by ours, see test_qwen_comfy."""
+    graph = lap(COMFY, "no models", few)
+    graph["3"]["inputs"]["unet_name"] = "gone.safetensors"
+    assert "gone.safetensors" in str(comfy.call(tiny.address, "/prompt", {"prompt": graph})[1]["node_errors"]["3"])
+    del graph[EDITOR]["inputs"]["vae"]
+    assert "vae" in str(comfy.call(tiny.address, "/prompt", {"prompt": graph})[1]["node_errors"][EDITOR])
+    folder = tiny.base / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    for name, content in (
+        ("page", b"<html>not found</html>"),
+        ("half", next(tiny.base.rglob("tiny_2511.safetensors")).read_bytes()[:-1000]),
+    ):
+        (folder / f"{name}.safetensors").write_bytes(content)
+        outcome = comfy.run(tiny.address, lap(COMFY, "no models", few, Load_Diffusion_Model__unet_name=f"{name}.safetensors"))
+        assert "deserializing header" in outcome.error
+        assert [told["node_id"] for kind, told in outcome.messages if kind == "execution_error"] == ["3"], (
+            "the loader, whose widget names it"
+        )
+    assert not stage(tiny, "no models").folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -183,4 +183,17 @@ class MovingEditor:
             yield moving
 
 
-NODE_CLASS_MAPPINGS = {"TinyOutOfMemory": OutOfMemory, "TinyMoves": Moves}
+class Nothing:
+    """An IMAGE without pixels, or a batch without images: what a crop or a filter of another pack may leave."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "make", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"count": ("INT", {"default": 1, "min": 0}), "height": ("INT", {"default": 0, "min": 0})}}
+
+    def make(self, count, height):
+        return (torch.zeros(count, height, 64, 3),)
+
+
+NODE_CLASS_MAPPINGS = {"TinyOutOfMemory": OutOfMemory, "TinyMoves": Moves, "TinyNothing": Nothing}
