@@ -54,6 +54,10 @@ def _free(device: Any) -> float | None:
     """GiB that ComfyUI can have: what is free and what it holds and may let go. None on the CPU, where the system swaps."""
     if device.type == "cpu":
         return None
-    held = sum(one.model_loaded_memory() or 0 for one in comfy.model_management.current_loaded_models if one.device == device)
     free: Any = comfy.model_management.get_free_memory(device)
-    return (free + held) / GIB
+    return free / GIB + held(device)
+
+
+def held(device: Any) -> float:
+    """GiB of models that ComfyUI has there now and lets go when asked."""
+    return sum(one.model_loaded_memory() or 0 for one in comfy.model_management.current_loaded_models if one.device == device) / GIB

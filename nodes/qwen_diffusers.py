@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..flywheel import lora, qwen
 from ..flywheel.editors.qwen.jobs import row_of
 from ..flywheel.editors.qwen_diffusers import QwenDiffusers, QwenOptions, refuse_missing_libraries
-from . import host, more_pictures, sockets
+from . import comfy_plan, host, more_pictures, sockets
 from .options import widgets
 
 
@@ -62,8 +62,9 @@ class QwenDiffusersNode(io.ComfyNode):
         refuse_missing_libraries()
         model = editor.folder()
         fits = [str(fit) for fit in editor.fits(model)]
+        held = comfy_plan.held(comfy.model_management.get_torch_device())  # by models that make way when the run begins
         plans = [
-            f"1 MP, {host.counted(count, 'control')}: {editor.plan(model, width=1024, height=1024, controls=count)}"
+            f"1 MP, {host.counted(count, 'control')}: {editor.plan(model, width=1024, height=1024, controls=count, held=held)}"
             for count in sorted({len(editor.pictures) + 1, 3})
         ]
         text = "\n".join([*plans, *fits, *qwen.mismatches(row_of(model).name, editor.loras)])

@@ -173,8 +173,9 @@ class QwenDiffusers(QwenOptions):
         layers = model.linears()
         return [lora.fit(lora.inspect(one.path), layers, model.root.name) for one in self.loras]
 
-    def plan(self, model: ModelFolder, *, width: int, height: int, controls: int) -> memory.Plan:
-        """What will lie where for an image of this size with so many controls of the same size. Loads nothing."""
+    def plan(self, model: ModelFolder, *, width: int, height: int, controls: int, held: float = 0.0) -> memory.Plan:
+        """What will lie where for an image of this size with so many controls of the same size, once `make_room` has freed the `held` GiB. Loads
+        nothing."""
         import torch
 
         from .qwen import memory
@@ -194,6 +195,7 @@ class QwenDiffusers(QwenOptions):
             pixels=width * height,
             steps=steps,
             batch=self.at_once * passes(guidance, tokens, device),
+            held=held,
         )
 
     def fingerprint(self) -> dict[str, str]:

@@ -76,12 +76,15 @@ def plan(
     pixels: int,
     steps: int,
     batch: int,
+    held: float = 0.0,
 ) -> Plan:
     """The best that fits: what `precision` and `rung` leave open ("auto") is chosen by free memory; else the least demanding is returned.
 
-    `tokens` and `pixels` are those of the largest image with its controls; `batch` counts guidance twice where it shares a pass.
+    `tokens` and `pixels` are those of the largest image with its controls; `batch` counts guidance twice where it shares a pass. `held`: GiB of the
+    card that others have now and will have let go by then.
     """
     free = free_gib(device)
+    free = free + held if free is not None else None
     rungs: tuple[str, ...] = (rung,) if rung != "auto" else ("resident", "in turns")
 
     def planned(kind: Precision, words: Precision, one: Any) -> Plan:

@@ -652,6 +652,15 @@ def test_the_plan_fits_the_card_and_matches_what_was_counted(full_size, monkeypa
     assert abs(plan.transformer - expected) < 0.2 and abs(plan.tables - 0.165) < 0.02
 
 
+def test_what_comfyui_will_let_go_counts_as_free(full_size, monkeypatch):
+    """A card full of another graph's models: planned without them, as the run will find it."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(memory, "free_gib", lambda device: 3.0)
+    how = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "precision": "auto", "rung": "auto", "tokens": 8412, "pixels": 2**20}
+    full, freed = (memory.plan(full_size, **how, steps=40, batch=1, held=held) for held in (0.0, 20.5))
+    assert not full.fits and freed.fits and (freed.rung, freed.precision, freed.free) == ("resident", "fp8", 23.5)
+
+
 @pytest.mark.parametrize(
     ("guidance", "tokens", "device", "at_once"),
     [(4.0, 8412, "cuda", 1), (4.0, 2000, "cuda", 2), (4.0, 8412, "cpu", 2), (1.0, 2000, "cuda", 1)],

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from comfyui_flenwheel.flywheel import qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen import denoise, encode, guard, latents  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import EditorError  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -111,6 +112,14 @@ def test_upstream_still_puts_them_elsewhere(tiny):
     pictures = [photo()]
     wrong = last_position(tiny.pipeline, PROMPTS[0], pictures, upstream)
     assert wrong > right_last_position(tiny.pipeline, PROMPTS[0], pictures) + 100
+
+
+def test_the_words_in_the_rows_of_models_are_those_of_their_pipeline():
+    """The editor of ComfyUI's models takes them from the row, this one from the installed diffusers."""
+    rows = [row for row in qwen.models().values() if row.folder]
+    assert len(rows) >= 2
+    for row in rows:
+        assert (row.template.words, row.template.picture) == (encode.template_of(CLASS).text, encode.PICTURE), row.name
 
 
 def test_a_prompt_that_is_too_long_is_refused(tiny):
