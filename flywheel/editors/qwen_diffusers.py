@@ -222,6 +222,8 @@ class QwenDiffusers(QwenOptions):
             "block_cache": f"{self.block_cache:g}",
             "loras": lora.fingerprint(loras),
         }
+        if distilled := qwen.distilled_row(loras):  # known by its file's name, which is no part of its key
+            told["distilled"] = f"{distilled.steps} steps, guidance {distilled.cfg}, shift {distilled.shift}"
         return told | {f"picture_{place}": picture.key for place, picture in enumerate(self.pictures, 2)}
 
     def _model_key(self) -> str:

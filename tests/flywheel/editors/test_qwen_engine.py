@@ -581,6 +581,18 @@ def test_options_that_can_change_a_pixel_are_in_the_fingerprint(editor, loras, p
     assert camera["loras"] != other["loras"]
 
 
+def test_a_lora_that_is_renamed_to_what_it_is_makes_other_images(editor, photo, loras, tmp_path):
+    """Lightning is known by its name: under another one it is used with the steps and guidance of every other LoRA."""
+    named = shutil.copy(loras.loras[0].path, tmp_path / "lightning-4steps.safetensors")
+    before, after = (
+        dataclasses.replace(editor, steps=0, guidance=0.0, loras=lora.LoraStack((lora.stacked(path, 1.0),)))
+        for path in (loras.loras[0].path, named)
+    )
+    assert before.loras.loras[0].key == after.loras.loras[0].key
+    assert asked(photo).key(before.fingerprint()) != asked(photo).key(after.fingerprint())
+    assert make(after, asked(photo)).notes["steps"] == 4
+
+
 def test_wrong_options_are_told_all_at_once():
     with pytest.raises(EditorError, match=r"steps is -1.*guided_share is 2"):
         QwenDiffusers(steps=-1, guided_share=2.0)
