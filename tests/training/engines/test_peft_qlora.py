@@ -376,7 +376,8 @@ def test_a_full_disk_ends_the_run_in_words_and_keeps_what_was_finished(made, tmp
 
 
 def test_a_base_that_the_disk_has_no_room_for_is_refused_before_anything_runs(made, model, tmp_path):
-    """A header that tells of more weights than the disk could hold."""
+    """A file that is all hole, of more weights than the disk could hold."""
+    import os
     import shutil
     import struct
 
@@ -385,9 +386,10 @@ def test_a_base_that_the_disk_has_no_room_for_is_refused_before_anything_runs(ma
     (stored,) = (huge / "transformer").glob("*.safetensors")
     elements = 4 * shutil.disk_usage(tmp_path).free  # half a byte each, and something
     header = json.dumps(
-        {"transformer_blocks.0.attn.to_q.weight": {"dtype": "BF16", "shape": [elements, 1], "data_offsets": [0, 0]}}
+        {"transformer_blocks.0.attn.to_q.weight": {"dtype": "BF16", "shape": [elements, 1], "data_offsets": [0, 2 * elements]}}
     ).encode()
     stored.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(stored, 8 + len(header) + 2 * elements)
     assert "free some space" in failure(made(base=huge, precision="nf4"))["message"]
 
 
