@@ -53,6 +53,7 @@ export class Grid {
     scroller.append(this.sheet)
     scroller.addEventListener("scroll", () => this.#show(), { passive: true })
     scroller.addEventListener("click", (event) => this.#clicked(event))
+    if (!measures) this.#lendQuicks()
     this.watcher = new ResizeObserver(() => this.layout())
     this.watcher.observe(scroller)
     this.follow = (/** @type {any} */ { detail }) => this.#follow(detail)
@@ -202,7 +203,6 @@ export class Grid {
       !this.measures && this.#caption(candidate),
     )
     picture.classList.toggle("broken", image.complete && image.hasAttribute("src") && !image.naturalWidth)
-    if (!this.measures) picture.append(this.#quicks())
     this.#select(card)
     this.#mark(card, candidate)
     return card
@@ -214,11 +214,16 @@ export class Grid {
     return load(image, imageAddress(this.set, key, this.#thumb))
   }
 
-  #quicks() {
+  /** Buttons for the pointer, on the card it is over: one set, since those of every card would be half of what there is to draw. */
+  #lendQuicks() {
     const quick = LABELS.map(({ label, word, key, icon: symbol }) =>
       button({ class: `quick ${label}`, tabindex: -1, title: `${t(word)} (${key})`, "aria-label": t(word), dataset: { label } }, icon(symbol)),
     )
-    return element("div", { class: "quicks" }, ...quick)
+    const quicks = element("div", { class: "quicks" }, ...quick)
+    this.sheet.addEventListener("pointerover", ({ target }) => {
+      const picture = target.closest(".card")?.querySelector(".picture")
+      if (picture && !picture.contains(quicks)) picture.append(quicks)
+    })
   }
 
   #caption(candidate) {
