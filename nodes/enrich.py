@@ -13,6 +13,7 @@ from ..flywheel.editors import Editor
 from ..flywheel.prompts import PromptSet
 from ..flywheel.sheets import stacked
 from . import host, sockets
+from .options import base_seed, megapixels
 from .pictures import pairs
 
 FLAG, REALIGN = "flag", "flag and add a re-aligned copy"
@@ -34,22 +35,8 @@ class EnrichDataset(io.ComfyNode):
                 sockets.DATASET.Input("dataset", tooltip="The photos to edit."),
                 sockets.PROMPTS.Input("prompts", tooltip="The edits to ask for."),
                 sockets.EDITOR.Input("editor", tooltip="Who makes them: the rehearsal editor for a dry run, or a real one."),
-                io.Int.Input(
-                    "base_seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=False,
-                    tooltip="Each image's own seed is derived from this, its photo and its prompt. Another number makes a different set.",
-                ),
-                io.Float.Input(
-                    "megapixels",
-                    default=1.0,
-                    min=0.1,
-                    max=4.0,
-                    step=0.1,
-                    tooltip="Size of the results. The photo's shape is kept, nothing is cropped. 1.0 is about 1024 x 1024.",
-                ),
+                base_seed("Each image's own seed is derived from this, its photo and its prompt. Another number makes a different set."),
+                megapixels("Size of the results. The photo's shape is kept, nothing is cropped. 1.0 is about 1024 x 1024."),
                 io.Int.Input(
                     "sample_every",
                     default=10,
@@ -160,17 +147,8 @@ class PreviewFour(io.ComfyNode):
                 io.Boolean.Input(
                     "go_on", default=False, tooltip="Switch on when you like what you see: then Enrich Dataset makes the rest."
                 ),
-                io.Int.Input(
-                    "base_seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=False,
-                    tooltip="Same as in Enrich Dataset, so that these four are part of the batch.",
-                ),
-                io.Float.Input(
-                    "megapixels", default=1.0, min=0.1, max=4.0, step=0.1, tooltip="Same as in Enrich Dataset: size of the results."
-                ),
+                base_seed("Same as in Enrich Dataset, so that these four are part of the batch."),
+                megapixels("Same as in Enrich Dataset: size of the results."),
             ],
             outputs=[
                 sockets.PROMPTS.Output("prompts_out", display_name="prompts", tooltip="Connect to Enrich Dataset; held back until go_on."),

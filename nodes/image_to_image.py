@@ -15,6 +15,7 @@ from ..flywheel.images import open_image
 from ..flywheel.render import summary
 from ..flywheel.sheets import before_after, stacked
 from . import host, sockets
+from .options import base_seed, megapixels
 
 FOLDER = "flenwheel_edits"
 SHOWN = 4
@@ -43,21 +44,11 @@ class ImageToImage(io.ComfyNode):
                     placeholder="Change the light to [golden hour|studio light], keep person identical",
                     tooltip="What to change, one edit per line. [a|b] makes one edit of each. A word such as @angle chooses LoRAs of that name.",
                 ),
-                io.Int.Input(
-                    "base_seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=False,
-                    tooltip="Each result's own seed comes from this, its image and its prompt. Another number makes other results.",
-                ),
-                io.Float.Input(
-                    "megapixels",
+                base_seed("Each result's own seed comes from this, its image and its prompt. Another number makes other results."),
+                megapixels(
+                    "Size of the results; 0 keeps the size of each image, to the nearest 16 pixels. Edit models are at their best near 1.0.",
                     default=0.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.1,
-                    tooltip="Size of the results; 0 keeps the size of each image, to the nearest 16 pixels. Edit models are at their best near 1.0.",
+                    least=0.0,
                 ),
             ],
             outputs=[

@@ -12,6 +12,7 @@ from ..flywheel.editors import Editor
 from ..flywheel.images import open_image
 from ..flywheel.sheets import Tile, contact_sheet
 from . import host, sockets
+from .options import base_seed, megapixels
 
 CELL_PX = 256
 
@@ -37,17 +38,8 @@ class ModelCard(io.ComfyNode):
                     default="",
                     tooltip="File name of the photo all 23 are made from, such as source_001. Empty: the best one, from the front and sharp.",
                 ),
-                io.Int.Input(
-                    "base_seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=False,
-                    tooltip="The seeds of the 23 images come from this. Keep it the same for cards you want to compare.",
-                ),
-                io.Float.Input(
-                    "megapixels", default=1.0, min=0.1, max=4.0, step=0.1, tooltip="Size of the images. 1.0 is about 1024 x 1024."
-                ),
+                base_seed("The seeds of the 23 images come from this. Keep it the same for cards you want to compare."),
+                megapixels("Size of the images. 1.0 is about 1024 x 1024."),
                 sockets.REFERENCES.Input(
                     "references", optional=True, tooltip="The character's face. Without it nothing is measured, and only you can judge."
                 ),

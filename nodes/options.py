@@ -43,6 +43,16 @@ def editor_node(editor: type, *, node_id: str, display_name: str) -> type[io.Com
     return EditorNode
 
 
+def base_seed(tooltip: str) -> io.Int.Input:
+    """The seed that every image's own comes from; it never changes by itself, or nothing would be found made."""
+    return io.Int.Input("base_seed", default=0, min=0, max=2**32 - 1, control_after_generate=False, tooltip=tooltip)
+
+
+def megapixels(tooltip: str, *, default: float = 1.0, least: float = 0.1) -> io.Float.Input:
+    """The size of results."""
+    return io.Float.Input("megapixels", default=default, min=least, max=4.0, step=0.1, tooltip=tooltip)
+
+
 def _widget(field: dataclasses.Field[Any], hint: Any) -> io.Input:
     bounds: dict[str, Any] = {name: field.metadata[name] for name in ("min", "max", "step") if name in field.metadata}
     common: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """HTTP for the review page and for scripts. JSON in and out, ids instead of paths, everything inside a project.
 
-R stands for /flenwheel/review/{project}/{stage}/{version}; stage is enriched, synthetic or corrections. Errors are {"error": "…"} in words.
+R stands for /flenwheel/review/{project}/{stage}/{version}; stage is enriched, synthetic, corrections or card. Errors are {"error": "…"} in words.
 
 READING
   GET  /flenwheel/projects        {"projects": [{"folder", "name", "stages": [{"stage", "version", "total", "undecided"}]}], "undecided": all of them}
