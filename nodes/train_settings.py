@@ -8,6 +8,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..flywheel.errors import FlywheelError
+from ..flywheel.images import value_key
 from ..flywheel.pairs import PairedDataset
 from ..flywheel.project import Project
 from ..training import engines, pairset, presets, trainset
@@ -128,9 +130,9 @@ class CharacterLoraSettings(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> str:
-        """Runs again when images or captions of a training set change."""
-        return host.fingerprint("training", lambda stage: _files(stage.folder))
+    def fingerprint_inputs(cls, engine: str = "", engine_options: str = "", **_: Any) -> str:
+        """Runs again when images or captions of a training set change, or what the options name beside it."""
+        return host.fingerprint("training", lambda stage: _files(stage.folder)) + _beside(engine, engine_options)
 
     @classmethod
     def execute(
@@ -254,7 +256,9 @@ class _Asked:
             class_noun=project.class_noun,
             seed=self.seed,
             sample_prompts=prompts,
-            options=presets.options_for(self.engine, self.memory, _options(self.engine_options), self.architecture),
+            options=engines.with_data(
+                self.engine, presets.options_for(self.engine, self.memory, _options(self.engine_options), self.architecture)
+            ),
             **presets.chosen(
                 self.quality, self.memory, images, rank=self.rank, steps=self.steps, kind=self.kind, architecture=self.architecture
             ),
@@ -270,6 +274,14 @@ class _Asked:
             ]
         )
         return io.NodeOutput(sockets.Training(project, spec), text, ui=host.shown(text))
+
+
+def _beside(engine: str, text: str) -> str:
+    """Changes with data that an engine's options name, such as pictures of the class."""
+    try:
+        return value_key(engines.with_data(engine, _options(text)))
+    except FlywheelError:
+        return ""  # running the node says what is wrong
 
 
 def _options(text: str) -> dict[str, Option]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_ch
 from ...flywheel.pairs import MAX_CONTROLS
 from ..errors import SpecError, UnsupportedTraining
 from ..job import Job
-from ..spec import ARCHITECTURES, TrainingSpec
+from ..spec import ARCHITECTURES, Option, TrainingSpec
 
 ENGINES: dict[str, str] = {  # name to "module:class", in the order they are offered
     "rehearsal": "rehearsal:Rehearsal",
@@ -90,6 +90,21 @@ def engine(name: str) -> Engine:
         raise UnsupportedTraining(f"There is no training engine {name!r}. There are {', '.join(ENGINES)}.")
     module, _, cls = ENGINES[name].partition(":")
     return getattr(importlib.import_module(f".{module}", __name__), cls)()
+
+
+@runtime_checkable
+class BringsData(Protocol):
+    """An engine whose options name data beside the training set."""
+
+    def with_data(self, given: Mapping[str, Option]) -> dict[str, Option]:
+        """The options with a fingerprint of that data among them, so that other data is another job."""
+        ...
+
+
+def with_data(name: str, given: Mapping[str, Option]) -> dict[str, Option]:
+    """An engine's options, complete: see BringsData."""
+    chosen = engine(name)
+    return chosen.with_data(given) if isinstance(chosen, BringsData) else dict(given)
 
 
 def versions(job: Job) -> str:

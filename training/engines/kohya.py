@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from .. import trainset
 from ..errors import EngineNotInstalled
 from ..job import Job
-from ..spec import TrainingSpec
+from ..spec import Option, TrainingSpec
 from . import _environment, _kohya_family, _launch, _weights
 
 ROOT, PYTHON, SCRIPT = "SD_SCRIPTS_ROOT", "SD_SCRIPTS_PYTHON", "flux_train_network.py"
@@ -44,6 +44,7 @@ class KohyaOptions:
     class_images: str = field(
         default="", metadata={"help": "Folder with pictures of other people of the same class, so that the class stays what it is."}
     )
+    class_key: str = field(default="", metadata={"help": "What class_images holds; the settings node writes it by itself."})
     more: str = field(default="", metadata={"help": _launch.MORE_HELP})
 
 
@@ -71,6 +72,10 @@ class Kohya:
         if problems:
             raise EngineNotInstalled("sd-scripts cannot train this yet:", problems)
         return facts
+
+    def with_data(self, given: Mapping[str, Option]) -> dict[str, Option]:
+        others = Path(str(given.get("class_images", "")).strip() or "?")
+        return {**given, "class_key": trainset.read(others).key} if others.is_dir() else dict(given)
 
     def versions(self, job: Job) -> str:
         root = _launch.checkout(ROOT, SCRIPT, NAMES, job.places.near)
@@ -238,12 +243,20 @@ def _file_problems(job: Job) -> list[str]:
         problems += _base_problems(found["base"], options.fp8_base)
     if "t5xxl" in found and _weights.is_scaled(found["t5xxl"]):
         problems.append(f"{found['t5xxl'].name} is a scaled fp8 file, which sd-scripts cannot read: take t5xxl_fp16 or t5xxl_fp8_e4m3fn")
-    others = _class_folder(spec)
-    if others and not Path(others).is_dir():
-        problems.append(f"class_images names {others}, which is no folder")
-    elif others and not trainset.read(Path(others)).examples:
-        problems.append(f"class_images names {others}, which holds no pictures: sd-scripts would train without them and not say so")
-    return problems
+    return [*problems, *_class_problems(_class_folder(spec), options.class_key)]
+
+
+def _class_problems(others: str, key: str) -> list[str]:
+    if not others:
+        return []
+    if not Path(others).is_dir():
+        return [f"class_images names {others}, which is no folder"]
+    found = trainset.read(Path(others))
+    if not found.examples:
+        return [f"class_images names {others}, which holds no pictures: sd-scripts would train without them and not say so"]
+    if key not in ("", found.key):
+        return [f"the pictures in {others} are not those this job was made for: queue the settings node again, for a new job"]
+    return []
 
 
 def _base_problems(path: Path, fp8_base: bool) -> list[str]:

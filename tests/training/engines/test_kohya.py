@@ -174,6 +174,26 @@ def test_class_images_are_copied_and_an_empty_folder_of_them_is_refused(checkout
     assert f'image_dir = "{folder.as_posix()}"\nis_reg = true' in (made.folder / "config" / "dataset.toml").read_text()
 
 
+@posix
+def test_other_class_images_are_another_job(checkout, job, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+
+    def spec():
+        return dataclasses.replace(job.spec, options=engines.with_data("kohya", {"class_images": str(others)}))
+
+    write_whole(others / "a.jpg", png_bytes(Image.new("RGB", (64, 64))))
+    before = spec()
+    made = jobs.find_or_create(job.folder.parents[1], before, job.places)
+    assert spec().id == before.id and kohya.Kohya().check(made)
+    (others / "a.txt").write_text("a person in the rain")
+    assert spec().id != before.id
+    with pytest.raises(EngineNotInstalled, match="not those this job was made for"):
+        kohya.Kohya().check(made)
+    assert engines.with_data("kohya", {"class_images": "nowhere"}) == {"class_images": "nowhere"}
+    assert engines.with_data("rehearsal", {"a": 1}) == {"a": 1}
+
+
 @pytest.mark.parametrize(
     ("key", "kind", "told"),
     [
