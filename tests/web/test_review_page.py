@@ -35,6 +35,16 @@ def test_arrows_move_and_never_decide(reviewed, new_tab):
     assert reviewed.labels()[:3] == [None, "good", None]
 
 
+def test_the_pointer_finds_buttons_on_the_card_it_is_over(reviewed, new_tab):
+    tab = shown(new_tab(reviewed.address))
+    for place, label in ((4, "good"), (2, "reject")):
+        tab.hover(f".card[data-key='{reviewed.keys[place]}']")
+        tab.click(f".card[data-key='{reviewed.keys[place]}'] .quick.{label}")
+    all_saved(tab)
+    assert [reviewed.labels()[place] for place in (4, 2)] == ["good", "reject"] and reviewed.labels().count(None) == 10
+    assert tab.locator(".quicks").count() == 1, "one set for all cards"
+
+
 def test_undo_goes_back_step_by_step_and_is_written_down(reviewed, new_tab):
     tab = shown(new_tab(reviewed.address))
     press(tab, "13")
