@@ -8,7 +8,7 @@ import pytest
 from comfyui_flenwheel.flywheel import ledger, review
 from PIL import Image, ImageStat
 
-from .pages import all_saved, press, shown, text, undisturbed
+from .pages import all_saved, await_review, press, shown, text, undisturbed
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 
@@ -43,6 +43,32 @@ def test_the_pointer_finds_buttons_on_the_card_it_is_over(reviewed, new_tab):
     all_saved(tab)
     assert [reviewed.labels()[place] for place in (4, 2)] == ["good", "reject"] and reviewed.labels().count(None) == 10
     assert tab.locator(".quicks").count() == 1, "one set for all cards"
+
+
+def test_nothing_moves_on_the_screen_while_a_verdict_is_saved(reviewed, new_tab):
+    """An animation, however small, has the whole page drawn anew when it begins and ends: the verdict then waits for the processor."""
+    tab = shown(new_tab(reviewed.address, visitor="moved", reduced_motion="no-preference"))
+    held = []
+    tab.route("**/labels", lambda route: held.append(route))
+    press(tab, "1")
+    tab.wait_for_function("document.querySelector('header .saving').dataset.state === 'busy'")
+    assert tab.evaluate("document.getAnimations().length") == 0
+    assert tab.locator("header .saving").text_content() == "Saving 1"
+    held[0].continue_()
+    all_saved(tab)
+
+
+def test_the_rows_around_the_window_come_a_moment_after_it(server, new_tab):
+    many = await_review(server, "rows around", 120)
+    tab = shown(new_tab(many.address))
+    tab.evaluate("document.querySelector('#grid').scrollTop = 1500")
+    tab.wait_for_function("document.querySelector('#grid').scrollTop === 1500")
+    outside = """() => {
+        const window = document.querySelector('#grid').getBoundingClientRect()
+        const rows = [...document.querySelectorAll('#grid .row')].map((row) => row.getBoundingClientRect())
+        return [rows.filter(({ bottom }) => bottom < window.top).length, rows.filter(({ top }) => top > window.bottom).length]
+    }"""
+    tab.wait_for_function(f"JSON.stringify(({outside})()) === '[2,2]'")
 
 
 def test_undo_goes_back_step_by_step_and_is_written_down(reviewed, new_tab):
