@@ -20,6 +20,7 @@ export const COMPACT = { cell: 92, caption: 0, gap: 6 }
 const USUAL = 1
 const GAP_PX = 14
 const OVERSCAN = 2 // rows above and below the window
+const AHEAD_MS = 100
 const [NARROWEST, WIDEST] = [0.66, 1.5] // of a picture's width : height, so that one panorama does not flatten every card
 const THUMBS = [256, 512, 1024] // what the server makes
 
@@ -29,6 +30,7 @@ export class Grid {
   #columns = 1
   #rowHeight = 1
   #thumb = 256
+  #ahead = 0
   /** @type {Map<string, HTMLImageElement>} from the layout before, so that nothing flickers */
   #hung = new Map()
   /** @type {WeakMap<HTMLElement, string>} what a card says; writing the same again would draw the whole window anew */
@@ -61,6 +63,7 @@ export class Grid {
   }
 
   dispose() {
+    clearTimeout(this.#ahead)
     forget(this.sheet.querySelectorAll("img"))
     this.watcher.disconnect()
     this.store.removeEventListener("change", this.follow)
@@ -83,8 +86,7 @@ export class Grid {
 
   #follow({ what, key }) {
     if (what === "view") return this.layout()
-    const cells = what === "verdict" ? this.sheet.querySelectorAll(`[data-key="${key}"]`) : what === "verdicts" ? this.sheet.querySelectorAll(".card") : []
-    for (const cell of cells) this.#mark(cell, this.store.get(cell.dataset.key))
+    if (what !== "current") for (const cell of this.sheet.querySelectorAll(key ? `[data-key="${key}"]` : ".card")) this.#mark(cell, this.store.get(cell.dataset.key))
     if (what === "current") this.#reveal()
   }
 
@@ -141,7 +143,6 @@ export class Grid {
     return Math.floor(this.store.position / this.#columns) * this.#rowHeight
   }
 
-
   /** Scroll the current candidate into view. */
   #reveal() {
     const { scroller, store, focus } = this
@@ -158,24 +159,34 @@ export class Grid {
     else focus.removeAttribute("aria-activedescendant")
   }
 
-  /** Make the rows near the window exist, and no others. */
+  /** Make the rows in the window exist; those near it a moment later, when the verdict that has moved the window is on its way. */
   #show() {
+    this.#make(0)
+    this.#ahead ||= setTimeout(() => {
+      this.#ahead = 0
+      const [from, to] = this.#make(OVERSCAN)
+      for (const [number, row] of this.#rows) {
+        if (number >= from && number <= to) continue
+        forget(row.querySelectorAll("img"))
+        row.remove()
+        this.#rows.delete(number)
+      }
+    }, AHEAD_MS)
+  }
+
+  /** Rows in the window and so many around it, where they are missing. @param {number} around @returns {[number, number]} the first and the last */
+  #make(around) {
     const { scrollTop, clientHeight } = this.scroller
     const last = Math.ceil(this.store.view.length / this.#columns) - 1
-    const from = Math.max(0, Math.floor(scrollTop / this.#rowHeight) - OVERSCAN)
-    const to = Math.min(last, Math.floor((scrollTop + clientHeight) / this.#rowHeight) + OVERSCAN)
-    for (const [number, row] of this.#rows) {
-      if (number >= from && number <= to) continue
-      forget(row.querySelectorAll("img"))
-      row.remove()
-      this.#rows.delete(number)
-    }
+    const from = Math.max(0, Math.floor(scrollTop / this.#rowHeight) - around)
+    const to = Math.min(last, Math.floor((scrollTop + clientHeight) / this.#rowHeight) + around)
     for (let number = from; number <= to; number += 1) {
       if (this.#rows.has(number)) continue
       const row = this.#row(number)
       this.#rows.set(number, row)
       this.sheet.append(row)
     }
+    return [from, to]
   }
 
   #row(number) {
