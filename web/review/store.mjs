@@ -88,7 +88,7 @@ export class ReviewStore extends EventTarget {
   update(changes) {
     const waiting = new Set(this.#outbox.events.map(({ key }) => key))
     for (const { key, ...change } of changes) if (!waiting.has(key)) Object.assign(this.get(key) ?? {}, change)
-    if (changes.length) this.#changed("verdicts")
+    if (changes.length) this.#changed("verdicts", changes.length === 1 ? changes[0].key : undefined)
   }
 
   /** Keep what is shown, and `key` with it. @param {string} [key] */
@@ -320,7 +320,7 @@ export class ReviewStore extends EventTarget {
     else if (decisions.length) this.#changed("verdicts")
   }
 
-  /** @param {"view"|"current"|"verdict"|"verdicts"} what @param {string} [key] */
+  /** @param {"view"|"current"|"verdict"|"verdicts"} what "verdict": one was given here @param {string} [key] the only one that has changed */
   #changed(what, key) {
     this.#counts = null
     this.dispatchEvent(new CustomEvent("change", { detail: { what, key } }))
