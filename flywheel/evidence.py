@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import corrections, identity, ledger, quality
+from . import corrections, identity, ledger, modelcard, quality
 from .candidates import Lineage, Shelf
 from .desk import Desk
 from .errors import ImageError
@@ -55,9 +55,12 @@ def described(
     scores = identity.comparable_scores(project, wanted, desk.by_image)
     corrected = corrections.by_original(project.stage("corrections")) if desk.stage.name in corrections.CORRECTED else {}
     labels = ledger.labels(project) if corrected else {}
+    faces = _faces_of_card(desk, scores)
     items: list[dict[str, Any]] = []
     for key in wanted:
         item = _item(desk, key, during, photographs) | _scored(desk, key, during, scores.get(key), by_name)
+        if item["suggestion"] and desk.stage.name == "card":
+            item["suggestion"] = _of_card(item, scores[key], faces.get(key, ()))
         item["corrections"] = [_correction(made, labels) for made in corrected.get(key, ())]
         item["repairs"] = (repairs or {}).get(key, 0)
         items.append(item)
@@ -192,6 +195,20 @@ def suggestion(score: identity.IdentityScore | None) -> dict[str, str] | None:
             "why": f"{figure}: between {identity.REVIEW:.2f} and {identity.MATCH:.2f} the face is in doubt",
         }
     return {"label": "reject", "why": f"{figure}: below {identity.REVIEW:.2f} it is hardly ever the same person"}
+
+
+def _faces_of_card(desk: Desk, scores: Mapping[str, identity.IdentityScore]) -> dict[str, tuple[Face, ...]]:
+    embedder = next((score.embedder for score in scores.values()), None)
+    return known_faces(desk.stage.project, scores, embedder) if embedder and desk.stage.name == "card" else {}
+
+
+def _of_card(item: Mapping[str, Any], score: identity.IdentityScore, faces: tuple[Face, ...]) -> dict[str, str] | None:
+    """A likeness is not enough on the model card: the image has to show what its slot asks for."""
+    likeness: dict[str, str] = item["suggestion"]
+    said = modelcard.opinion(item["prompt"], (item["width"], item["height"]), score, faces)
+    if likeness["label"] != "good" or said is None or said[0] == "passed":
+        return likeness
+    return {"label": "needs_correction", "why": f"{said[1][0].upper()}{said[1][1:]}"} if said[0] == "failed" else None
 
 
 def _item(desk: Desk, key: str, during: Pass, photographs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

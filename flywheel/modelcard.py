@@ -104,7 +104,8 @@ def make(
             why = ", ".join([str(event.label).replace("_", " "), *event.reasons])
             shots.append(Shot(slot, image, "passed" if event.label == "good" else "failed", f"you said: {why}"))
         else:
-            shots.append(Shot(slot, image, *_measured(slot, image, scores.get(image.key), faces.get(image.key, ()))))
+            size = image.width, image.height
+            shots.append(Shot(slot, image, *_measured(slot, size, scores.get(image.key), faces.get(image.key, ()))))
     return ModelCard(made.dataset, source.name, tuple(shots), made.notes)
 
 
@@ -120,12 +121,18 @@ def _photo(photos: Dataset, wanted: str) -> ImageRecord:
     return found
 
 
-def _measured(slot: Slot, image: ImageRecord, found: IdentityScore | None, faces: Sequence[Face]) -> tuple[Verdict, str]:
+def opinion(prompt: str, size: tuple[int, int], found: IdentityScore | None, faces: Sequence[Face]) -> tuple[Verdict, str] | None:
+    """What the machine says of an image before a person does; None where no slot of the card has this prompt."""
+    slot = next((slot for slot in coverage.card() if slot.edit == prompt), None)
+    return _measured(slot, size, found, faces) if slot else None
+
+
+def _measured(slot: Slot, size: tuple[int, int], found: IdentityScore | None, faces: Sequence[Face]) -> tuple[Verdict, str]:
     if found is None:
         return "undecided", "no references are connected"
     if found.similarity is None:
         return "undecided", found.note
-    face, seen = f"similarity {found.similarity:.2f}", view(tuple(faces), (image.width, image.height))
+    face, seen = f"similarity {found.similarity:.2f}", view(tuple(faces), size)
     if found.similarity < THRESHOLD:
         return "failed", f"{face}: another face"
     if seen.angle in ANGLES and not _as_asked(slot.angle, seen.angle):

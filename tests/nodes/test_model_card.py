@@ -44,6 +44,10 @@ def test_the_card_is_made_measured_reviewed_and_not_made_again(server, few):
 
     status, page = comfy.call(server.address, comfy.review_path("card", "card"))
     assert status == 200 and len(page["items"]) == 23
+    suggested = {image["prompt"].partition(",")[0]: image["suggestion"] for image in page["items"]}
+    assert suggested["Change the view to front view with a smiling expression"]["label"] == "good"
+    turned = suggested["Change the view to half-left view with a neutral expression"]
+    assert turned["label"] == "needs_correction" and turned["why"].endswith("but seen front"), "it is he, but not as asked"
     keys = [image["key"] for image in page["items"]]
     events = [{"key": key, "label": "good", "reasons": [], "note": ""} for key in keys]
     status, _ = comfy.call(server.address, comfy.review_path("card", "card") + "/labels", {"reviewer": "test", "events": events})
