@@ -8,7 +8,8 @@ FlywheelError                the user can act on it; ComfyUI shows the text as i
 ├── PromptError              fix the template
 ├── LoraError                choose another LoRA file
 ├── EditorError              the editor cannot make this image
-│   └── EditorUnavailable    another editor might
+│   ├── EditorUnavailable    another editor might
+│   └── OutOfRoom            not beside other work; alone perhaps
 ├── IdentityError            faces cannot be measured
 │   └── ScoreMismatch        two scores that must not be compared
 └── ReviewPending            a person still has to decide
@@ -66,6 +67,10 @@ class EditorError(FlywheelError):
 
 class EditorUnavailable(EditorError):
     """This editor cannot work here; another one might."""
+
+
+class OutOfRoom(EditorError):
+    """Memory did not suffice beside what else is being made. Ask again when nothing else is."""
 
 
 class IdentityError(ProblemsError):

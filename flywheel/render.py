@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +17,15 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from .editors import Accountable, Choosy, Edit, Editor, EditRequest, Foresighted, Rendered, fingerprint_of, key_of
-from .errors import EditorError, EditorUnavailable, FlywheelError, StorageError
+from .editors import Accountable, Choosy, Developing, Edit, Editor, EditRequest, Exposed, Foresighted, Rendered, fingerprint_of, key_of
+from .errors import EditorError, EditorUnavailable, FlywheelError, OutOfRoom, StorageError
 from .images import png_bytes
 
 log = logging.getLogger("flenwheel")
 
-IN_FLIGHT = 2  # images being saved while the editor makes the next: more would only cost memory
+IN_FLIGHT = 2  # images being developed and saved while the editor makes the next: more would only cost memory
+TICK_S = 0.25  # between looks at whether the person cancelled, while an image is waited for
+GRACE_S = 0.5  # for images on their way when a person cancels, who waits a second at most
 HOPELESS = 5  # failures in a row after which the editor, not the image, is taken to be at fault
 
 
@@ -111,6 +113,17 @@ def render(
         return renderer.run(limit)
 
 
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """An order whose image is made but for its pixels or its file. `seconds` it took so far."""
+
+    order: Order
+    request_key: str
+    exposed: Exposed
+    seconds: float
+    saved: Future[Image.Image]
+
+
 class _Renderer(ExitStack):
     def __init__(self, editor: Editor, shelf: Keeper, report: Report, follow_up: FollowUp | None, queue: deque[Order]) -> None:
         super().__init__()
@@ -118,11 +131,11 @@ class _Renderer(ExitStack):
         self.total = len(queue)
         self.finished: list[Finished] = []
         self.failed: list[tuple[Order, str]] = []
-        self.in_flight: deque[tuple[Finished, Image.Image, Future[Any]]] = deque()
-        self.started, self.editing_s = time.monotonic(), 0.0
-        self.failures_in_a_row = self.edits = 0
+        self.in_flight: deque[_InFlight] = deque()
+        self.started, self.editing_s, self.fraction = time.monotonic(), 0.0, 0.0
+        self.failures_in_a_row = self.saved = 0
         self._edit: Edit | None = None
-        self.saver = self.enter_context(ThreadPoolExecutor(1, "flenwheel-save"))  # leaving waits: what was made gets saved
+        self.saver = self.enter_context(ThreadPoolExecutor(1, "flenwheel-save"))
 
     def run(self, limit: int) -> Run:
         left = 0
@@ -132,7 +145,7 @@ class _Renderer(ExitStack):
                 key = key_of(self.editor, order.request)
                 if key in self.shelf:
                     self._finish(Finished(order, key, made=False))
-                elif limit and self.edits >= limit:
+                elif limit and self._reached(limit):
                     left += 1
                 else:
                     self._make(order, key, limit)
@@ -140,48 +153,94 @@ class _Renderer(ExitStack):
         account = tuple(self._edit.account()) if isinstance(self._edit, Accountable) else ()
         return Run(tuple(self.finished), tuple(self.failed), left, time.monotonic() - self.started, account)
 
-    def _make(self, order: Order, key: str, limit: int) -> None:
+    @property
+    def edits(self) -> int:
+        """Images made, those on their way among them."""
+        return self.saved + len(self.in_flight)
+
+    def _reached(self, limit: int) -> bool:
+        if self.edits >= limit:
+            self._settle(0)  # one on its way may fail yet
+        return self.edits >= limit
+
+    def _session(self, order: Order, limit: int) -> Edit:
         if self._edit is None:
             self._edit = self.enter_context(self.editor.session())
+            self.push(self._leave)  # before the session ends: what is on its way still needs it
             if isinstance(self._edit, Foresighted):
                 missing = [order, *(other for other in self.queue if key_of(self.editor, other.request) not in self.shelf)]
                 self._edit.expect([other.request for other in missing[: limit or None]])
+        return self._edit
+
+    def _make(self, order: Order, key: str, limit: int) -> None:
+        edit = self._session(order, limit)
         began = time.monotonic()
         try:
-            rendered = self._edit(order.request, self._tick)
-            _refuse_wrong_size(order.request, rendered, self.editor)
+            exposed = edit.expose(order.request, self._tick) if isinstance(edit, Developing) else _ready(edit(order.request, self._tick))
         except (StorageError, EditorUnavailable):
             raise
         except FlywheelError as error:
+            self._settle(0)  # failures are counted in the order of their images
             self._fail(order, error)
             return
         seconds = time.monotonic() - began
-        self.editing_s, self.edits, self.failures_in_a_row = self.editing_s + seconds, self.edits + 1, 0
+        saved = self.saver.submit(self._keep, order, key, exposed.develop, seconds)
+        self.in_flight.append(_InFlight(order, key, exposed, seconds, saved))
+        self._settle(IN_FLIGHT)
+        self.editing_s += time.monotonic() - began
         if self.edits == 2:
-            pace = self.editing_s / 2
-            log.info(
-                "%s: %.1f s per image (the first two); about %.0f s for the other %d.",
-                self.editor.name,
-                pace,
-                pace * len(self.queue),
-                len(self.queue),
-            )
+            self._tell_pace()
+
+    def _keep(self, order: Order, key: str, develop: Callable[[], Rendered], seconds: float) -> Image.Image:
+        """Develop an image and put it on the shelf; mostly in the saver's thread."""
+        began = time.monotonic()
+        rendered = develop()
+        _refuse_wrong_size(order.request, rendered, self.editor)
+        seconds += time.monotonic() - began
         made_by = fingerprint_of(self.editor, order.request)
         facts = {**order.facts, "editor": made_by, "notes": dict(rendered.notes), "seconds": round(seconds, 3)}
-        future = self.saver.submit(_save, self.shelf, key, order, rendered.image, facts)
-        self.in_flight.append((Finished(order, key, made=True), rendered.image, future))
-        self._settle(IN_FLIGHT)
+        self.shelf.add(key, order.name, png_bytes(rendered.image), size=rendered.image.size, facts=facts)
+        return rendered.image
 
     def _settle(self, allowed: int) -> None:
-        """Take note of saved images until at most `allowed` are still being saved."""
-        while self.in_flight and (len(self.in_flight) > allowed or self.in_flight[0][2].done()):
-            finished, image, future = self.in_flight[0]
-            future.result()
+        """Take note of images that came to be, and of those that did not, until at most `allowed` are still on their way."""
+        while self.in_flight and (len(self.in_flight) > allowed or self.in_flight[0].saved.done()):
+            one = self.in_flight[0]
+            try:
+                image = self._waited_for(one)
+            except (StorageError, EditorUnavailable):
+                raise
+            except FlywheelError as error:
+                self.in_flight.popleft()
+                self._fail(one.order, error)
+                continue
             self.in_flight.popleft()
-            self._finish(finished, image)
+            self.saved, self.failures_in_a_row = self.saved + 1, 0
+            self._finish(Finished(one.order, one.request_key, made=True), image)
+
+    def _waited_for(self, one: _InFlight) -> Image.Image:
+        self._wait([one.saved])
+        try:
+            return one.saved.result()
+        except OutOfRoom:
+            self._wait([other.saved for other in self.in_flight])
+        return self._keep(one.order, one.request_key, one.exposed.develop_alone, one.seconds)
+
+    def _wait(self, saved: Sequence[Future[Image.Image]]) -> None:
+        while wait(saved, TICK_S).not_done:
+            self._tick(self.fraction)
+
+    def _leave(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """What was made gets saved. Only a person who cancels waits no longer than a moment for pixels that are still to be computed."""
+        cancelled = kind is not None and not issubclass(kind, FlywheelError)
+        _, late = wait([one.saved for one in self.in_flight], GRACE_S if cancelled else None)
+        if late and isinstance(self._edit, Developing):
+            self._edit.abandon()
+        wait(late)
 
     def _finish(self, finished: Finished, image: Image.Image | None = None) -> None:
         self.finished.append(finished)
+        self.fraction = 0.0
         more = self.follow_up(finished) if self.follow_up else None
         if more is not None:
             self.queue.appendleft(more)
@@ -190,12 +249,18 @@ class _Renderer(ExitStack):
 
     def _fail(self, order: Order, error: FlywheelError) -> None:
         self.failed.append((order, str(error)))
+        self.fraction = 0.0
         self.failures_in_a_row += 1
         if self.failures_in_a_row >= HOPELESS:
             raise EditorError(f"{self.editor.name} failed {HOPELESS} times in a row, the last time with: {error}") from error
 
     def _tick(self, fraction: float = 0.0, preview: Image.Image | None = None, doing: str = "") -> None:
+        self.fraction = fraction
         self.report(replace(self._progress(fraction, preview, ""), doing=doing))
+
+    def _tell_pace(self) -> None:
+        pace, left = self.editing_s / 2, len(self.queue)
+        log.info("%s: %.1f s per image (the first two); about %.0f s for the other %d.", self.editor.name, pace, pace * left, left)
 
     def _progress(self, fraction: float, preview: Image.Image | None, name: str) -> Progress:
         done = len(self.finished) + len(self.failed)
@@ -203,8 +268,9 @@ class _Renderer(ExitStack):
         return Progress(done + fraction, self.total, self.edits, eta, preview, name)
 
 
-def _save(shelf: Keeper, key: str, order: Order, image: Image.Image, facts: Mapping[str, Any]) -> None:
-    shelf.add(key, order.name, png_bytes(image), size=image.size, facts=facts)
+def _ready(rendered: Rendered) -> Exposed:
+    """Of an editor that has the pixels at once."""
+    return Exposed(lambda: rendered, lambda: rendered)
 
 
 def _refuse_unsuitable(orders: Iterable[Order], editor: Editor) -> None:

@@ -58,6 +58,18 @@ class Rendered:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """An image that is made but for its pixels: `develop` turns numbers into them, in another thread and beside the next image; `develop_alone`
+    does so in the session's own thread, while nothing else is made.
+
+    Both raise EditorError when there is nothing to see, and `develop` OutOfRoom when memory does not suffice for both.
+    """
+
+    develop: Callable[[], Rendered]
+    develop_alone: Callable[[], Rendered]
+
+
 class Tick(Protocol):
     """Called by an editor at least once a second, or once a denoising step. May raise: that is how a person cancels.
 
@@ -115,6 +127,21 @@ class Foresighted(Protocol):
 
     def expect(self, requests: Sequence[EditRequest]) -> None:
         """The requests to come, in order. Some may never come, and others may come between."""
+        ...
+
+
+@runtime_checkable
+class Developing(Protocol):
+    """An `Edit` that need not wait for an image's pixels before it makes the next image."""
+
+    def __call__(self, request: EditRequest, tick: Tick, /) -> Rendered: ...
+
+    def expose(self, request: EditRequest, tick: Tick, /) -> Exposed:
+        """What `__call__` makes, but for its pixels."""
+        ...
+
+    def abandon(self) -> None:
+        """A person has cancelled: every `develop` ends within a moment, with an error, and its image is lost."""
         ...
 
 

@@ -1,4 +1,5 @@
-"""Renders N images in a process of its own, printing each file once it is reported; kills itself after K. Run by test_render."""
+"""Renders N images in a process of its own, printing each file once it is reported; kills itself after K. With a fourth argument the pixels come
+later. Run by test_render."""
 
 import os
 import signal
@@ -15,7 +16,7 @@ from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whol
 from comfyui_flenwheel.flywheel.project import open_project
 from comfyui_flenwheel.flywheel.render import Order, render
 from PIL import Image
-from stamp import Stamp
+from stamp import Darkroom, Stamp
 
 home, count, kill_after = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 stage = open_project(home, "Anna", instance_token="ohwx_char", class_noun="person").stage("enriched")
@@ -34,5 +35,5 @@ def report(progress):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-run = render(orders, Stamp(), shelf, report=report)
+run = render(orders, (Darkroom if sys.argv[4:] else Stamp)(), shelf, report=report)
 print(f"made {run.made}", file=sys.stderr)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from comfyui_flenwheel.flywheel.editors import Edit, EditRequest, Rendered, Tick
+from comfyui_flenwheel.flywheel.editors import Edit, EditRequest, Exposed, Rendered, Tick
 from comfyui_flenwheel.flywheel.images import open_image
 from PIL import Image
 
@@ -25,8 +26,10 @@ class Stamp:
     @contextmanager
     def session(self) -> Iterator[Edit]:
         self.sessions.append("opened")
-        yield self._edit
-        self.sessions.append("closed")
+        try:
+            yield self._edit
+        finally:
+            self.sessions.append("closed")
 
     def _edit(self, request: EditRequest, tick: Tick) -> Rendered:
         self.before(request)
@@ -34,3 +37,37 @@ class Stamp:
         control = open_image(request.controls[0].path).image.resize((request.width, request.height))
         colour = request.seed.to_bytes(8, "big")[-3:]
         return Rendered(Image.blend(control, Image.new("RGB", control.size, tuple(colour)), self.strength), {"stamped": True})
+
+
+@dataclass(frozen=True)
+class Darkroom(Stamp):
+    """The same images, whose pixels come later: `develops` is called where they are made, with the request and whether that is beside the next image."""
+
+    develops: Callable[[EditRequest, bool], None] = lambda request, beside: None
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def session(self) -> Iterator[Edit]:
+        with super().session():
+            yield _Exposing(self)
+
+
+@dataclass(frozen=True)
+class _Exposing:
+    room: Darkroom
+
+    def __call__(self, request: EditRequest, tick: Tick) -> Rendered:
+        return self.expose(request, tick).develop_alone()
+
+    def expose(self, request: EditRequest, tick: Tick) -> Exposed:
+        rendered = self.room._edit(request, tick)
+
+        def develop(beside: bool) -> Rendered:
+            self.room.develops(request, beside)
+            self.room.sessions.append("developed")
+            return rendered
+
+        return Exposed(lambda: develop(True), lambda: develop(False))
+
+    def abandon(self) -> None:
+        self.room.given_up.set()

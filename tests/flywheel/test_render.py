@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,10 @@ import pytest
 from comfyui_flenwheel.flywheel import images
 from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.editors import ControlRef, EditRequest
-from comfyui_flenwheel.flywheel.errors import EditorError, EditorUnavailable, StorageError
+from comfyui_flenwheel.flywheel.errors import EditorError, EditorUnavailable, OutOfRoom, StorageError
 from comfyui_flenwheel.flywheel.render import Order, render
 
-from .stamp import Stamp
+from .stamp import Darkroom, Stamp
 
 
 @pytest.fixture
@@ -195,18 +197,114 @@ def test_lineage_says_how_an_image_was_made(orders, shelf):
     assert told["parents"] == list(orders[0].facts["parents"]) and told["image_key"] and told["seconds"] >= 0
 
 
-def test_sigkill_in_the_middle_loses_no_finished_image(tmp_path):
+@pytest.mark.parametrize("how", [[], ["pixels later"]])
+def test_sigkill_in_the_middle_loses_no_finished_image(tmp_path, how):
     """A real process, killed without warning; every image it had reported is whole, and only the others are made."""
     script = Path(__file__).parent / "killed_render.py"
     home, said = tmp_path / "home", tmp_path / "said"
     with said.open("w") as out:
-        process = subprocess.Popen([sys.executable, str(script), str(home), "40", "7"], stdout=out)
+        process = subprocess.Popen([sys.executable, str(script), str(home), "40", "7", *how], stdout=out)
         process.wait(timeout=60)
     assert process.returncode == -signal.SIGKILL
     finished = {Path(line).name for line in said.read_text().split()}
     assert len(finished) >= 7
     kept = {path.name for path in home.rglob("*.png") if path.parent.name == "v1" and "enriched" in path.parts and images.open_image(path)}
     assert finished <= kept
-    rest = subprocess.run([sys.executable, str(script), str(home), "40", "0"], capture_output=True, text=True, check=True, timeout=60)
+    rest = subprocess.run([sys.executable, str(script), str(home), "40", "0", *how], capture_output=True, text=True, check=True, timeout=60)
     made = int(rest.stderr.split("made ")[1])
     assert made == 40 - len(kept)
+
+
+# --- editors whose pixels come later ----------------------------------------------------------------------------------------------------
+
+
+def files(shelf):
+    """Name to bytes of what is on the shelf."""
+    return {path.name: path.read_bytes() for path in Shelf(shelf.stage).files.values()}
+
+
+def test_an_image_is_developed_while_the_next_is_made_and_all_are_the_same(orders, shelf, project):
+    begun = {order.request.seed: threading.Event() for order in orders}
+    threads = []
+
+    def wait_for_the_next(request, beside):
+        threads.append(threading.get_ident())
+        if request.seed < 5:
+            assert begun[request.seed + 1].wait(30), "the next image did not begin"
+
+    run = render(orders, Darkroom(before=lambda request: begun[request.seed].set(), develops=wait_for_the_next), shelf)
+    assert [finished.order.name for finished in run.finished] == [order.name for order in orders]
+    assert len(threads) == 6 and threading.get_ident() not in threads
+    other = Shelf(project.stage("synthetic"))
+    render(orders, Stamp(), other)
+    assert files(shelf) == files(other)
+
+
+def test_images_that_fail_when_developed_are_told_in_order_and_the_night_goes_on(orders, shelf):
+    def fail(seeds):
+        def act(request, *_):
+            if request.seed in seeds:
+                raise EditorError(f"black {request.seed}")
+
+        return act
+
+    run = render(orders, Darkroom(before=fail([3]), develops=fail([1, 2, 4])), shelf)
+    assert [reason for _, reason in run.failed] == ["black 1", "black 2", "black 3", "black 4"]
+    assert [finished.order.name for finished in run.finished] == ["n0", "n5"] and len(files(shelf)) == 2
+
+
+def test_an_editor_whose_images_all_fail_when_developed_is_stopped(orders, shelf):
+    def fail(request, beside):
+        raise EditorError("black")
+
+    with pytest.raises(EditorError, match=r"5 times in a row.*black"):
+        render(orders, Darkroom(develops=fail), shelf)
+
+
+def test_an_image_that_fails_late_does_not_count_for_the_limit(orders, shelf):
+    def fail(request, beside):
+        if request.seed == 1:
+            raise EditorError("black")
+
+    run = render(orders, Darkroom(develops=fail), shelf, limit=2)
+    assert (run.made, run.left, len(run.failed)) == (2, 3, 1)
+
+
+def test_what_has_no_room_beside_the_next_image_is_developed_alone(orders, shelf, project):
+    alone = []
+
+    def refuse(request, beside):
+        if not beside:
+            alone.append((request.seed, threading.get_ident()))
+        elif request.seed in (1, 5):
+            raise OutOfRoom("no room")
+
+    assert render(orders, Darkroom(develops=refuse), shelf).made == 6
+    assert alone == [(1, threading.get_ident()), (5, threading.get_ident())]
+    other = Shelf(project.stage("synthetic"))
+    render(orders, Stamp(), other)
+    assert files(shelf) == files(other)
+
+
+def test_cancelling_does_not_wait_for_pixels_and_loses_nothing_that_has_them(orders, shelf):
+    """The third image would take for ever to develop; a person cancels while the fourth is made, or while the loop waits for the third."""
+    for last in (None, 3):
+        editor, stuck, asked = Darkroom(strength=0.1 * (last or 1)), threading.Event(), []
+
+        def slowly(request, beside, editor=editor, stuck=stuck):
+            if request.seed == 2:
+                stuck.set()
+                assert editor.given_up.wait(30), "nobody gave it up"
+                raise EditorError("given up")
+
+        def cancel(progress, stuck=stuck, asked=asked):
+            if stuck.is_set():
+                asked.append(time.monotonic())
+                raise Cancelled
+
+        with pytest.raises(Cancelled):
+            render(orders[:last], replace(editor, develops=slowly), shelf, report=cancel)
+        assert time.monotonic() - asked[0] < 1
+        kept = files(shelf)
+        assert {name.partition("-")[0] for name in kept} >= {"n0", "n1"} and not list(shelf.stage.folder.rglob("*.part"))
+        assert editor.sessions[-1] == "closed" and editor.sessions.count("developed") >= 2, "not before what needed it was through"

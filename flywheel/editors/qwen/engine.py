@@ -8,17 +8,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ... import lora, registration
-from ...errors import FlywheelError
-from .. import EditRequest, Rendered, Tick
+from ...errors import FlywheelError, OutOfRoom
+from .. import EditRequest, Exposed, Rendered, Tick
 from . import cache, denoise, guard, latents, memory
 from .inputs import Inputs
 from .jobs import Counts, Job, Settings, groups, job_of, ordered, passes, row_of
@@ -32,10 +35,12 @@ Outcome = tuple[EditRequest, "Rendered | FlywheelError"]
 
 @dataclass(frozen=True, slots=True)
 class _Latent:
-    """Finished tokens (B, N, 64) of these jobs, and the seconds each took."""
+    """Finished tokens (1, N, 64) of a job, the photo they are an edit of, and what is known of how they came to be."""
 
-    jobs: tuple[Job, ...]
+    job: Job
     tokens: torch.Tensor
+    photo: Image.Image
+    notes: dict[str, Any]
     seconds: float
 
 
@@ -52,19 +57,32 @@ class Engine(ExitStack):
         self._row = row_of(model)
         self._expected: list[EditRequest] = []
         self._prepared = True
-        self._made: dict[EditRequest, Rendered | FlywheelError] = {}
+        self._made: dict[EditRequest, _Latent | FlywheelError] = {}
         self.callback(cache.trim, (self.inputs.words, self.inputs.pixels, self.parts.rows), cache.MOST_BYTES)
         self.callback(self._told)
 
     def __call__(self, request: EditRequest, tick: Tick) -> Rendered:
         """One image; or, of those expected, as many as may be made at once, of which the others wait for their turn."""
+        rendered = self.expose(request, tick).develop_alone()
+        tick(1.0)
+        return rendered
+
+    def expose(self, request: EditRequest, tick: Tick) -> Exposed:
+        """One image but for its pixels. Where there is no room for a decoder at work beside the transformer, they are made at once."""
         if request not in self._made:
             self._make(request, tick)
-        outcome = self._made.pop(request)
-        if isinstance(outcome, FlywheelError):
-            raise outcome
-        tick(1.0)
-        return outcome
+        made = self._made.pop(request)
+        if isinstance(made, FlywheelError):
+            raise made
+        self.parts.vae()  # loaded here, where nobody else asks for it
+        if self.parts.beside:
+            return Exposed(partial(self._developed_beside, made), partial(self._developed, made))
+        rendered = self._developed(made)
+        return Exposed(lambda: rendered, lambda: rendered)
+
+    def abandon(self) -> None:
+        """Let whoever develops an image beside us stop within a moment."""
+        self.parts.abandoned.set()
 
     def expect(self, requests: Sequence[EditRequest]) -> None:
         """The requests to come. All their words and pictures are encoded before the first is made."""
@@ -81,7 +99,11 @@ class Engine(ExitStack):
                 break
             if other not in self._made and (job := self.job(other)).batch == first.batch:
                 group.append(job)
-        self._made |= {asked: outcome for asked, outcome in self.many([job.request for job in group], tick)}
+        for job, error in self._ready(group, tick):
+            if error:
+                self._made[job.request] = error
+        for together in groups([job for job in group if job.request not in self._made], self.settings.at_once):
+            self._made |= {job.request: made for job, made in self._denoised(together, tick)}
 
     def job(self, request: EditRequest) -> Job:
         """What a request comes to.
@@ -146,32 +168,34 @@ class Engine(ExitStack):
     def _decoded(self, ready: Sequence[Job], tick: Tick) -> Iterator[Outcome]:
         """Denoise group after group; each is decoded beside the next."""
         with ThreadPoolExecutor(1, "flenwheel-decode") as decoder:
-            waiting: list[tuple[_Latent, Future[list[Outcome]]]] = []
+            waiting: deque[tuple[_Latent, Future[Rendered]]] = deque()
             for group in groups(ready, self.settings.at_once):
-                for made in self._denoised(group, tick):
-                    if isinstance(made, _Latent):
-                        waiting.append((made, decoder.submit(self._finished, made)))
-                    else:
-                        yield from ((job.request, made) for job in group)
-                while len(waiting) > 1:
-                    yield from self._drained(*waiting.pop(0))
+                for job, made in self._denoised(group, tick):
+                    if isinstance(made, FlywheelError):
+                        yield job.request, made
+                        continue
+                    self.parts.vae()
+                    waiting.append((made, decoder.submit(self._developed_beside, made)))
+                while len(waiting) > len(group):
+                    yield self._drained(*waiting.popleft())
             while waiting:
-                yield from self._drained(*waiting.pop(0))
+                yield self._drained(*waiting.popleft())
 
-    def _drained(self, made: _Latent, future: Future[list[Outcome]]) -> list[Outcome]:
+    def _drained(self, made: _Latent, future: Future[Rendered]) -> Outcome:
         try:
-            return future.result()
-        except torch.OutOfMemoryError:
-            log.warning("Memory ran out while decoding beside the next image; it is decoded again.")
-        memory.release()
-        try:
-            return self.parts.with_room(lambda: self._finished(made))
+            return made.job.request, future.result()
+        except OutOfRoom:
+            pass
         except FlywheelError as error:
-            return [(job.request, error) for job in made.jobs]
+            return made.job.request, error
+        try:
+            return made.job.request, self._developed(made)
+        except FlywheelError as error:
+            return made.job.request, error
 
     # --- making -------------------------------------------------------------------------------------------------------------------------
 
-    def _denoised(self, group: list[Job], tick: Tick) -> Iterator[_Latent | FlywheelError]:
+    def _denoised(self, group: list[Job], tick: Tick) -> Iterator[tuple[Job, _Latent | FlywheelError]]:
         """Finished latents of jobs that share a batch; when memory runs out they are made in smaller batches, then in other ways."""
         began = time.monotonic()
         try:
@@ -179,10 +203,12 @@ class Engine(ExitStack):
         except torch.OutOfMemoryError:
             made = None
         except FlywheelError as error:
-            yield error
+            yield from ((job, error) for job in group)
             return
         if made is not None:
-            yield _Latent(tuple(group), made, (time.monotonic() - began) / len(group))
+            seconds = (time.monotonic() - began) / len(group)
+            for job, tokens in zip(group, made.split(1), strict=True):
+                yield job, _Latent(job, tokens, self.inputs.picture(job.controls[0]).image, self._notes(job, seconds), seconds)
             return
         log.warning("Memory ran out with %d images at once; they are made in two batches.", len(group))
         memory.release()
@@ -211,24 +237,33 @@ class Engine(ExitStack):
             on_step=lambda done, foreseen: self.pulse.step(done, show(latents.unpack(foreseen[:1], job.size))),
         )
 
-    def _finished(self, made: _Latent) -> list[Outcome]:
-        """Decode and look at each image."""
-        outcomes: list[Outcome] = []
-        for job, one in zip(made.jobs, made.tokens.split(1), strict=True):
-            with memory.out_of_memory():
-                pixels = latents.decode(self.parts.vae(), latents.unpack(one, job.size))
-            try:
-                guard.refuse_broken(one, pixels[0])
-            except FlywheelError as error:
-                outcomes.append((job.request, error))
-                continue
-            image = latents.pictures(pixels)[0]
-            notes = self._notes(job, made.seconds)
-            if lora.parse(job.request.prompt).kind != "camera":
-                notes |= registration.noted(self.inputs.picture(job.controls[0]).image, image)
-            outcomes.append((job.request, Rendered(image, notes)))
-            self._counted(made.seconds)
-        return outcomes
+    def _developed(self, made: _Latent) -> Rendered:
+        """The image of finished latents, made while nothing else is."""
+        return self.parts.with_room(lambda: self._pixels(made))
+
+    def _developed_beside(self, made: _Latent) -> Rendered:
+        """The same, from another thread and while the next is denoised.
+
+        Raises:
+            OutOfRoom: memory does not suffice for both; from here on one follows the other.
+        """
+        with contextlib.suppress(torch.OutOfMemoryError):
+            if self.parts.beside:
+                return self._pixels(made)
+        self.parts.one_after_the_other()
+        raise OutOfRoom(f"There is no memory for decoding {made.job.request.label or made.job.prompt!r} beside the next image.")
+
+    def _pixels(self, made: _Latent) -> Rendered:
+        """Decode and look at an image."""
+        job = made.job
+        with memory.out_of_memory(), self.parts.vae_free:
+            pixels = latents.decode(self.parts.vae(), latents.unpack(made.tokens, job.size))
+        guard.refuse_broken(made.tokens, pixels[0])
+        image, notes = latents.pictures(pixels)[0], made.notes
+        if lora.parse(job.request.prompt).kind != "camera":
+            notes |= registration.noted(made.photo, image)
+        self._counted(made.seconds)
+        return Rendered(image, notes)
 
     # --- what is told -------------------------------------------------------------------------------------------------------------------
 

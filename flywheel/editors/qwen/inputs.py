@@ -73,8 +73,13 @@ class Inputs:
         """Latents (1, 16, 1, H/8, W/8)."""
         key = value_key([self.parts.keys["vae"], str(self.settings.dtype), control.key, list(size)])
 
+        def encoded() -> torch.Tensor:
+            vae, picture = self.parts.vae(), self.picture(control).image
+            with self.parts.vae_free:
+                return latents.encode(vae, picture, size)
+
         def make() -> dict[str, torch.Tensor]:
-            return {"latents": self.parts.with_room(lambda: latents.encode(self.parts.vae(), self.picture(control).image, size))}
+            return {"latents": self.parts.with_room(encoded)}
 
         return self.pixels.get(key, make)["latents"]
 

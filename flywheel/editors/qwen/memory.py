@@ -7,7 +7,7 @@ import gc
 import importlib.util
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
@@ -34,7 +34,8 @@ ROOM = 0.5  # GiB that the driver, the context and fragmentation take
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Expected memory in GiB. `free` is None where it does not matter (CPU)."""
+    """Expected memory in GiB. `free` is None where it does not matter (CPU). `decoding`: what decoding an image takes while the next is made; 0 where
+    one follows the other."""
 
     device: str
     free: float | None
@@ -46,12 +47,19 @@ class Plan:
     text_encoder: float
     vae: float
     working: float
+    decoding: float = 0.0
+
+    @property
+    def beside(self) -> bool:
+        """Whether images are decoded while the next is made."""
+        return self.decoding > 0
 
     @property
     def peak(self) -> float:
+        working = self.working + self.decoding
         if self.rung == "resident":
-            return self.transformer + self.tables + self.text_encoder + self.vae + self.working + ROOM
-        return max(self.text_encoder, self.transformer + self.tables + self.working) + self.vae + ROOM
+            return self.transformer + self.tables + self.text_encoder + self.vae + working + ROOM
+        return max(self.text_encoder, self.transformer + self.tables + working) + self.vae + ROOM
 
     @property
     def fits(self) -> bool:
@@ -59,9 +67,10 @@ class Plan:
 
     def __str__(self) -> str:
         free = f" of {self.free:.1f} GiB free" if self.free is not None else ""
+        beside = f" + {self.decoding:.2f} for decoding beside the next image" if self.beside else ""
         return (
             f"{self.device}: {RUNGS[self.rung]}. Transformer {self.transformer:.2f} GiB ({self.precision}) + modulation tables {self.tables:.2f},"
-            f" text encoder {self.text_encoder:.2f} ({self.text_precision}), VAE {self.vae:.2f}, working memory about {self.working:.2f}; peak about {self.peak:.1f} GiB{free}."
+            f" text encoder {self.text_encoder:.2f} ({self.text_precision}), VAE {self.vae:.2f}, working memory about {self.working:.2f}{beside}; peak about {self.peak:.1f} GiB{free}."
         )
 
 
@@ -85,6 +94,7 @@ def plan(
     """
     free = free_gib(device)
     free = free + held if free is not None else None
+    decoding = pixels * VAE_BYTES_PER_PIXEL * torch.finfo(dtype).bits / 16 / GIB
     rungs: tuple[str, ...] = (rung,) if rung != "auto" else ("resident", "in turns")
 
     def planned(kind: Precision, words: Precision, one: Any) -> Plan:
@@ -102,12 +112,14 @@ def plan(
             tables=steps * (config["num_layers"] * 12 + 3) * width * size / GIB,
             text_encoder=_text_encoder(model, words, size) / GIB,
             vae=sum(prod(shape) for _, shape in model.tensors("vae").values()) * size / GIB,
-            working=max(tokens * width * size * ACTIVATIONS * batch, pixels * VAE_BYTES_PER_PIXEL * size / 2) / GIB,
+            working=max(tokens * width * size * ACTIVATIONS * batch / GIB, decoding),
         )
 
     # resident in fewer bits beats taking turns in more: turns cost seconds per image, fp8 costs little that is seen
     plans = [planned(kind, words, one) for one in rungs for kind, words in _precisions(precision, device)]
-    return next((one for one in plans if one.fits), plans[-1])
+    chosen = next((one for one in plans if one.fits), plans[-1])
+    beside = replace(chosen, decoding=decoding)  # at most: the denoising may need less than `working`
+    return beside if beside.fits else chosen
 
 
 def _precisions(asked: str, device: torch.device) -> list[tuple[Precision, Precision]]:

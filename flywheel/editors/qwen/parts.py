@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -28,6 +29,15 @@ MESSAGE_OF_LAST_RESORT = (
 )
 
 
+ONE_AFTER_THE_OTHER = (
+    "Memory ran out while one image was decoded and the next was made; from here on one follows the other. Nothing is lost."
+)
+
+
+class Abandoned(EditorError):
+    """Nobody waits for this image any more."""
+
+
 class Parts(ExitStack):
     """Text encoder, VAE, transformer with its adapters and modulation rows. Enter it; leaving frees everything."""
 
@@ -46,6 +56,10 @@ class Parts(ExitStack):
         self._tables: modulation.Tables | None = None
         self._levels: dict[tuple[int, int, float | None], torch.Tensor] = {}
         self._blocks = ExitStack()  # what was hung on the transformer's blocks
+        self._maker = threading.get_ident()
+        self.vae_free = threading.Lock()  # the VAE remembers where in an image it is
+        self.beside = False  # whether an image may be decoded while the next is made
+        self.abandoned = threading.Event()
         self.callback(self._free)
 
     # --- how much there is room for -----------------------------------------------------------------------------------------------------
@@ -66,6 +80,7 @@ class Parts(ExitStack):
             steps=largest.steps,
             batch=settings.at_once * passes(largest.guidance, largest.tokens, settings.device),
         )
+        self.beside = self.plan.beside
         self.ladder = memory.Ladder(self.plan.rung, has_nf4=self.plan.precision != "nf4" and memory.has_nf4(settings.device))
         memory.start_measuring(settings.device)
         log.info("Qwen-Image-Edit %s on %s", self.model.root.name, self.plan)
@@ -82,15 +97,28 @@ class Parts(ExitStack):
                 with memory.out_of_memory():
                     return make()
             except torch.OutOfMemoryError as error:
-                if not alone:
+                decoding = self.vae_free.locked()
+                if not alone and not decoding:
                     raise
                 assert self.ladder
-                told = self.ladder.down()
+                told = "" if decoding else self.ladder.down()
                 if told is None:
                     raise EditorError(MESSAGE_OF_LAST_RESORT) from error
+            if decoding:
+                self.one_after_the_other()
+                with self.vae_free:
+                    memory.release()
+                continue
             log.warning(told)
             self.words_done()
             self.drop_transformer()
+
+    def one_after_the_other(self) -> None:
+        """From here on decode no image while the next is made. From any thread."""
+        if self.beside:
+            self.beside = False
+            log.warning(ONE_AFTER_THE_OTHER)
+        memory.release()
 
     @property
     def rung(self) -> memory.Rung:
@@ -145,7 +173,17 @@ class Parts(ExitStack):
         if self._vae is None:
             self.counts.loads.append("vae")
             self._vae = load.vae(self.model, dtype=self.settings.dtype, device=self.settings.device)
+            for layer in self._vae.modules():
+                if isinstance(layer, torch.nn.Conv3d):
+                    layer.register_forward_pre_hook(self._between)
         return self._vae
+
+    def _between(self, *_: Any) -> None:
+        """Before each layer of the VAE. Whoever decodes beside us has nobody to tell, but ends when nobody wants the image any more."""
+        if threading.get_ident() == self._maker:
+            self.pulse.block()
+        elif self.abandoned.is_set():
+            raise Abandoned("The image was given up before its pixels were there.")
 
     # --- the transformer ----------------------------------------------------------------------------------------------------------------
 

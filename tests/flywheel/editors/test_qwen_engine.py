@@ -5,6 +5,9 @@ import logging
 import os
 import re
 import shutil
+import threading
+import time
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -263,6 +266,188 @@ def test_a_plan_with_two_stacked_loras_is_made_interrupted_and_resumed(editor, l
     assert all(shelf.files[key].stat().st_mtime_ns == stamp for key, stamp in before.items())
     used = {tuple(lineage.facts["notes"]["loras"]) for lineage in shelf.lineages.values()}
     assert used == {("style x 0.8",), ("style x 0.8", "angle x 1")}
+
+
+# --- decoding beside the next image -----------------------------------------------------------------------------------------------------
+
+
+def watched_decoder(monkeypatch, hook):
+    """Call `hook` with the number of the image, from 0, before it is decoded, in whichever thread does so."""
+    decode, count = latents.decode, iter(range(1000))
+
+    def watched(vae, frame):
+        hook(next(count))
+        return decode(vae, frame)
+
+    monkeypatch.setattr(latents, "decode", watched)
+
+
+def night(sources, editor, *prompts, **options):
+    return enrich(sources, PromptSet(prompts or ("Make it [night|day]",)), editor, megapixels=0.004, **options)
+
+
+def on_disk(sources):
+    """Name to bytes of every finished image; an image's name holds what it was made from."""
+    return {path.name: path.read_bytes() for path in Shelf(sources.project.stage("enriched")).files.values()}
+
+
+def emptied(sources):
+    """What is on disk, which is then thrown away."""
+    kept = on_disk(sources)
+    shutil.rmtree(sources.project.stage("enriched").folder)
+    return kept
+
+
+def test_an_enrichment_decodes_one_image_while_the_next_is_denoised(editor, sources, monkeypatch):
+    """Each decoding waits for a step of the next image; were one after the other, it would wait for ever."""
+    expected = len(night(sources, editor).dataset.images), emptied(sources)
+    steps, threads, next_step = [], [], threading.Event()
+
+    def hook(number):
+        threads.append(threading.get_ident())
+        if number < expected[0] - 1:
+            next_step.clear()
+            assert next_step.wait(30), "the next image was not begun"
+
+    def step():
+        steps.append(threading.get_ident())
+        next_step.set()
+
+    watched_decoder(monkeypatch, hook)
+    session = type(editor).session
+
+    @contextmanager
+    def with_steps(self):
+        with session(self) as edit:
+            hooked(edit, step)
+            yield edit
+
+    monkeypatch.setattr(type(editor), "session", with_steps)
+    assert night(sources, editor).run.made == expected[0] == 6
+    assert set(steps) == {threading.get_ident()} and threading.get_ident() not in threads and len(threads) == 6
+    assert on_disk(sources) == expected[1]
+
+
+def test_a_black_picture_of_an_enrichment_is_told_and_the_others_are_made(editor, sources, monkeypatch):
+    decode, number = latents.decode, iter(range(100))
+    monkeypatch.setattr(latents, "decode", lambda vae, frame: decode(vae, frame) * (next(number) != 1))
+    done = night(sources, editor)
+    assert len(done.run.failed) == 1 and "came out black" in done.run.failed[0][1] and len(done.dataset.images) == 5
+    assert night(sources, editor).run.made == 1, "it is tried again by the next run"
+
+
+def test_numbers_that_are_none_in_an_enrichment_are_told_and_the_others_are_made(editor, sources, monkeypatch):
+    decode, number = latents.decode, iter(range(100))
+    monkeypatch.setattr(latents, "decode", lambda vae, frame: decode(vae, frame) * (float("nan") if next(number) == 1 else 1))
+    done = night(sources, editor)
+    assert len(done.run.failed) == 1 and "not numbers" in done.run.failed[0][1] and len(done.dataset.images) == 5
+
+
+def test_memory_that_runs_out_in_the_decoder_beside_us_costs_no_image(editor, sources, monkeypatch, caplog):
+    """The image is decoded again while nothing else is made, with the transformer where it is; the next ones too. If that is not enough either, the
+    engine steps down."""
+    night(sources, editor)
+    expected = emptied(sources)
+    for failures, rung in ((1, "resident"), (2, "in turns")):
+        caplog.clear()
+        threads = []
+
+        def hook(number, failures=failures, threads=threads):
+            threads.append(threading.get_ident() == threading.main_thread().ident)
+            if number < failures:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        with monkeypatch.context() as patched:
+            watched_decoder(patched, hook)
+            assert night(sources, editor).run.made == 6
+        assert caplog.text.count("from here on one follows the other") == 1 and threads[0] is False and all(threads[-3:])
+        assert on_disk(sources) == expected
+        last = max(Shelf(sources.project.stage("enriched")).lineages.values(), key=lambda made: made.facts["notes"]["memory"] != "resident")
+        assert last.facts["notes"]["memory"] == rung
+        emptied(sources)
+
+
+def test_memory_that_runs_out_in_the_transformer_waits_for_the_decoder_before_it_steps_down(editor, sources, monkeypatch, caplog):
+    night(sources, editor)
+    expected = emptied(sources)
+    decoding, failed = threading.Event(), threading.Event()
+
+    def decode(number):
+        decoding.set()
+        assert failed.wait(30)
+
+    def full():
+        if decoding.is_set() and not failed.is_set():
+            failed.set()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    watched_decoder(monkeypatch, decode)
+    session = type(editor).session
+
+    @contextmanager
+    def with_blocks(self):
+        with session(self) as edit:
+            hooked(edit, full)
+            yield edit
+            assert edit.parts.rung == "resident" and not edit.parts.beside
+
+    monkeypatch.setattr(type(editor), "session", with_blocks)
+    assert night(sources, editor).run.made == 6
+    assert failed.is_set() and caplog.text.count("from here on one follows the other") == 1
+    assert on_disk(sources) == expected
+
+
+def test_cancelling_ends_a_decoding_that_is_under_way(editor, sources, monkeypatch):
+    """Between two layers of the VAE: the first never returns before somebody has cancelled, and the second is not reached."""
+    layers, cancelled, parts = [], threading.Event(), []
+    session = type(editor).session
+
+    def slow(*_):
+        layers.append(1)
+        assert cancelled.wait(30)
+        time.sleep(0.6)  # longer than the loop waits for it
+
+    @contextmanager
+    def with_layers(self):
+        with session(self) as edit:
+            parts.append(edit.parts)
+            yield edit
+
+    def hook(number):
+        vae = parts[-1]._vae
+        for layer in [layer for layer in vae.modules() if isinstance(layer, torch.nn.Conv3d)]:
+            layer.register_forward_hook(slow)
+
+    def cancel(progress):
+        if layers:
+            cancelled.set()
+            raise Cancelled
+
+    watched_decoder(monkeypatch, hook)
+    monkeypatch.setattr(type(editor), "session", with_layers)
+    with pytest.raises(Cancelled):
+        night(sources, editor, report=cancel)
+    assert layers == [1] and on_disk(sources) == {}
+    monkeypatch.undo()
+    assert night(sources, editor).run.made == 6
+
+
+def test_a_photo_is_not_encoded_while_an_image_is_decoded(editor, photo, tmp_path, monkeypatch):
+    """The VAE remembers where it is: both at once would mix them up."""
+    other = control(tmp_path, "other.png", portrait().rotate(90).resize((96, 96)))
+    apart = make(dataclasses.replace(editor, cache=None), asked(other))
+    encoding, encode_photo = threading.Event(), latents.encode
+    monkeypatch.setattr(latents, "encode", lambda *given: (encoding.set(), encode_photo(*given))[1])
+    with editor.session() as edit:
+        exposed, rendered = edit.expose(asked(photo), silent), []
+        encoding.clear()
+        watched_decoder(monkeypatch, lambda number: number == 0 and encoding.wait(0.5) and rendered.append("beside"))
+        thread = threading.Thread(target=lambda: rendered.append(exposed.develop()))
+        thread.start()
+        made = edit(asked(other), silent)
+        thread.join()
+    assert "beside" not in rendered and isinstance(rendered[0], Rendered)
+    assert (pixels(made.image) == pixels(apart.image)).all()
 
 
 # --- people and their machines ----------------------------------------------------------------------------------------------------------
