@@ -122,18 +122,50 @@ def text_encoder(
             made: Any = getattr(transformers, name)(transformers.AutoConfig.from_pretrained(folder, local_files_only=True))
         made.lm_head = nn.Identity()
         sizes = {path: (layer.out_features, layer.in_features) for path, layer in made.named_modules() if isinstance(layer, nn.Linear)}
-        _restore(made, kept, sizes, precision, dtype, device, progress)
+        _restore(made, kept, sizes, precision, dtype, device, _share(progress, 0, 3))
     else:
-        progress(0, 1)
-        made = getattr(transformers, name).from_pretrained(folder, dtype=dtype, local_files_only=True)
+        made = _read_whole(getattr(transformers, name), model, dtype, _share(progress, 0, 3))
         made.lm_head = nn.Identity()
         if precision != "as stored":
             skip = ("model.visual", *ENCODER_FULL)
-            quantised.quantise(made, precision, skip=skip, dtype=dtype, device=device, progress=progress)
+            quantised.quantise(made, precision, skip=skip, dtype=dtype, device=device, progress=_share(progress, 1, 3))
         if kept:
             keep(made, kept, {"precision": precision, "model": model.key("text_encoder")})
-        progress(1, 1)
-    return made.requires_grad_(False).eval().to(device)
+    return _moved(made.requires_grad_(False).eval(), device, _share(progress, 2, 3))
+
+
+def _share(progress: Progress, number: int, of: int) -> Progress:
+    """Progress of one of several parts of a work, `number` counted from 0."""
+    return lambda done, total: progress(number * total + done, of * total)
+
+
+def _read_whole(kind: Any, model: ModelFolder, dtype: torch.dtype, progress: Progress) -> Any:
+    """A text encoder as it is stored, in `dtype`. Read weight by weight here, because transformers listens to nobody while it reads; it puts them where
+    they belong, under whatever names the file has."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(str(model.root / "text_encoder"), local_files_only=True)
+    if hasattr(config, "quantization_config"):  # stored in fewer bits: only transformers can read it
+        return kind.from_pretrained(str(model.root / "text_encoder"), dtype=dtype, local_files_only=True)
+    files = TensorFiles(model.files("text_encoder"))
+    names = list(files.names())
+    read: dict[str, torch.Tensor] = {}
+    for count, name in enumerate(names):
+        progress(count, len(names))
+        tensor = files.read(name)
+        read[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    progress(len(names), len(names))
+    return kind.from_pretrained(None, config=config, state_dict=read, dtype=dtype)
+
+
+def _moved(made: Any, device: torch.device | str, progress: Progress) -> Any:
+    """To a device, layer by layer."""
+    layers = [layer for layer in made.modules() if not any(True for _ in layer.children())]
+    for count, layer in enumerate(layers):
+        progress(count, len(layers))
+        layer.to(device)
+    progress(len(layers), len(layers))
+    return made.to(device)
 
 
 def vae(model: ModelFolder, *, dtype: torch.dtype, device: torch.device | str) -> Any:

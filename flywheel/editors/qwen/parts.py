@@ -160,6 +160,9 @@ class Parts(ExitStack):
                 cache=settings.cache,
                 progress=lambda done, total: self.pulse.doing("loading the text encoder", done, total),
             )
+            for layers in [one for one in made.modules() if isinstance(one, torch.nn.ModuleList)]:
+                for layer in layers:
+                    layer.register_forward_pre_hook(self.pulse.block)
             self._text = made, load.processor(self.model), encode.template_of(self.model.pipeline_class)
         return self._text
 

@@ -474,6 +474,28 @@ def test_cancelling_works_within_a_step_and_the_session_goes_on(editor, photo, m
         assert (pixels(edit(asked(photo), silent).image) == pixels(whole.image)).all()
 
 
+def test_cancelling_is_heard_while_the_text_encoder_is_read_and_while_it_encodes(editor, photo, monkeypatch):
+    monkeypatch.setattr(pulse, "TICK_S", 0.0)
+    layers = []
+    with editor.session() as edit:
+        for moment, reached in (("reading", lambda doing: "loading the text encoder: 1%" in doing), ("encoding", lambda _: layers)):
+
+            def cancel(fraction=0.0, preview=None, doing="", reached=reached):
+                if reached(doing):
+                    raise Cancelled
+
+            with pytest.raises(Cancelled):
+                edit(asked(photo), cancel)
+            assert (edit.parts._text is None) == (moment == "reading") and not edit.counts.images
+            if moment == "reading":
+                edit.pulse.begin(silent)
+                text_encoder, _, _ = edit.parts.text_encoder()
+                text_encoder.model.language_model.layers[0].register_forward_hook(lambda *_: layers.append(1))
+        assert layers == [1], "the second layer was not reached"
+        made = edit(asked(photo), silent)
+    assert made.image.tobytes() == make(dataclasses.replace(editor, cache=None), asked(photo)).image.tobytes()
+
+
 def test_the_tick_comes_four_times_a_second_not_with_every_block(monkeypatch):
     clock, ticks = [1000.0], []
     monkeypatch.setattr(pulse, "time", SimpleNamespace(monotonic=lambda: clock[0]))

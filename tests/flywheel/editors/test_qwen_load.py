@@ -56,6 +56,10 @@ def to_fp8(marker, scale_name, prefix="", per=1.0):
     return change
 
 
+class Cancelled(BaseException):
+    pass
+
+
 # --- what is read -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -66,6 +70,30 @@ def test_streaming_a_folder_gives_the_transformer(request, name):
     transformer = loaded(ModelFolder(tiny.folder), progress=lambda done, total: counted.append((done, total)), zero=name == "tiny_2511")
     assert (output(transformer) - output(fresh(tiny))).abs().max() < 1e-6
     assert counted[-1][0] == counted[-1][1] > 50 and not any(weight.is_meta for weight in transformer.parameters())
+
+
+def test_the_text_encoder_read_in_pieces_is_the_one_transformers_reads(tiny):
+    ours = load.text_encoder(ModelFolder(tiny.folder), precision="as stored", dtype=torch.float32, device="cpu").state_dict()
+    theirs = {name: weight for name, weight in tiny.pipeline.text_encoder.state_dict().items() if not name.startswith("lm_head")}
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+
+
+@pytest.mark.parametrize("precision", ["as stored", "int8"])
+def test_reading_the_text_encoder_is_cancelled_between_two_weights_and_leaves_nothing_half(tiny, tmp_path, monkeypatch, precision):
+    read, whole = [], TensorFiles.raw
+    monkeypatch.setattr(TensorFiles, "raw", lambda files, name: (read.append(name), whole(files, name))[1])
+    how = {"precision": precision, "dtype": torch.float32, "device": "cpu", "cache": tmp_path}
+
+    def cancel(done, total):
+        if read:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        load.text_encoder(ModelFolder(tiny.folder), **how, progress=cancel)
+    assert len(set(read)) == 1 and not list(tmp_path.iterdir())
+    shares = []
+    load.text_encoder(ModelFolder(tiny.folder), **how, progress=lambda done, total: shares.append(done / total))
+    assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares) and len(shares) > 50
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
