@@ -71,7 +71,9 @@ class ComfyEditorNode(io.ComfyNode):
                 f"{edit_model} takes {host.counted(row.controls, 'picture')} at most, the photo among them. Disconnect {surplus}."
             )
         above = graph_above(cls.hidden.dynprompt, cls.hidden.unique_id, ("model", "clip", "vae"))
-        editor = ComfyEditor(row, model, clip, vae, above, Options(**options), loras or lora.LoraStack(), extras)
+        editor = ComfyEditor(
+            row, model, clip, vae, above, Options(**options), loras or lora.LoraStack(), extras, host.home() / ".cache" / "comfyui"
+        )
         refuse_wrong_models(editor)
         fits = [str(fitted(model, one, edit_model)) for one in editor.loras]
         controls = sorted({len(extras) + 1, row.controls})

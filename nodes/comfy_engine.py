@@ -1,7 +1,8 @@
 """Editing with the models ComfyUI has loaded: any MODEL, CLIP and VAE that its own or another pack's loaders bring, patched or quantised.
 
-Never loads or frees a model: ComfyUI's memory manager does. What is left to us is asking in an order that makes it change over seldom: many
-prompts are encoded before the model is needed, and images that use the same LoRAs are made one after another.
+Never loads or frees a model: ComfyUI's memory manager does. What is left to us is asking in an order that makes it change over seldom: all prompts
+are encoded before the model is needed, and kept on disk; images that use the same LoRAs are made one after another. Where it cannot be told which
+text encoder is connected, nothing is kept, and so many prompts are encoded ahead as memory holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy.model_base
@@ -31,16 +33,17 @@ from PIL import Image
 from ..flywheel import lora, qwen, registration
 from ..flywheel.editors import ControlRef, Edit, EditRequest, Rendered, Tick
 from ..flywheel.editors.qwen import memory
+from ..flywheel.editors.qwen.cache import MOST_BYTES, TensorCache, trim
 from ..flywheel.editors.qwen.memory import Plan
-from ..flywheel.errors import EditorError
+from ..flywheel.errors import EditorError, FlywheelError
 from ..flywheel.images import open_image, value_key
 from ..flywheel.qwen import EditModel
-from . import comfy_plan, host
+from . import comfy_plan, comfy_words, host
 from .comfy_loras import applied, fitted
 from .comfy_tables import Tables, let_go
 
 VERSION = "1"  # raise it when the same request gives other pixels
-LOOKAHEAD = 32  # prompts encoded before the model is needed: about 10 MB of memory each
+LOOKAHEAD = 32  # prompts encoded before the model is needed where they cannot be kept on disk: about 10 MB of memory each
 KEPT = LOOKAHEAD + 2  # prompts, negatives, control images (and Pictures 2 and 3): fewer, and each image would need the text encoder again
 MAX_TOKENS = 1024  # of a prompt without its pictures: what Qwen-Image was trained with
 BLACK = 3 / 255  # brightest value of a picture that counts as black
@@ -101,7 +104,8 @@ class Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComfyEditor:
-    """An editor of connected models. `graph` is the fingerprint of what is above the sockets; `extras` are Pictures 2 and 3 of every request."""
+    """An editor of connected models. `graph` is the fingerprint of what is above the sockets; `extras` are Pictures 2 and 3 of every request; `cache`:
+    folder for encoded prompts and photos, None keeps none."""
 
     row: EditModel
     model: Any  # comfy.model_patcher.ModelPatcher
@@ -111,6 +115,7 @@ class ComfyEditor:
     options: Options = field(default_factory=Options)
     loras: lora.LoraStack = field(default_factory=lora.LoraStack)
     extras: tuple[tuple[str, Image.Image], ...] = ()
+    cache: Path | None = None
 
     @property
     def name(self) -> str:
@@ -191,6 +196,9 @@ class _Session:
         self.positives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.negatives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.pictures: OrderedDict[tuple[Any, ...], _Picture] = OrderedDict()
+        self.latents: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
+        self.words, self.controls = _Kept(editor.cache, "words", editor.clip), _Kept(editor.cache, "controls", editor.vae)  # once per run
+        self.all_kept = False
         self.plan: Plan | None = None
         self.images, self.seconds, self.switches = 0, 0.0, 0
 
@@ -218,6 +226,7 @@ class _Session:
     def close(self) -> None:
         if self.tables:
             let_go(self.base)
+        trim([self.words.tensors, self.controls.tensors], MOST_BYTES)
 
     def _start(self, first: EditRequest) -> None:
         """Plan the memory once, for the largest image of the batch."""
@@ -339,27 +348,44 @@ class _Session:
         key = self._key(request, loras)
         if key not in self.positives:
             self._encode_ahead(request)
-        positive = self.positives[key]
+        positive = _kept(self.positives, key, lambda: self._encoded(key[0], request))
         if math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0):
             return positive, positive  # without guidance the negative is not looked at
         return positive, self._negative(request)
 
     def _encode_ahead(self, request: EditRequest) -> None:
-        """Encode this request and the next ones while the text encoder is in memory, negatives too. What they replace was used before them: another
-        try of an image that drifted, which nobody foresaw, costs no other prompt its place."""
+        """Encode this request and the next ones while the text encoder is in memory, negatives too: to disk all of them, then all control pictures;
+        into memory so many as it holds. What they replace was used before them: another try of an image that drifted, which nobody foresaw, costs no
+        other prompt its place."""
         place = next((n for n, other in enumerate(self.coming) if other == request), None)
-        following = [request] if place is None else self.coming[place : place + LOOKAHEAD]
-        for other in following:
+        if self.words.name is None:
+            self._each([request] if place is None else self.coming[place : place + LOOKAHEAD], request, self._encode)
+        elif not self.all_kept:
+            self._each(self.coming, request, lambda other: [self._words(words, other) for words in self._asked(other)])
+            self._each(self.coming, request, lambda other: [self._latent(control, other) for control in other.controls])
+            self.all_kept = True
+
+    def _each(self, requests: Sequence[EditRequest], now: EditRequest, act: Callable[[EditRequest], Any]) -> None:
+        for other in requests:
             self.pulse.tick(0.0)
-            loras = self.editor.loras.for_prompt(other.prompt, other.tags)
             try:
-                words = lora.with_triggers(other.prompt, loras)
-                _kept(self.positives, self._key(other, loras), lambda words=words, other=other: self._encoded(words, other))
-                if not math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0):
-                    self._negative(other)
-            except EditorError:
-                if other == request:  # a later one is told when its turn comes
+                act(other)
+            except FlywheelError:
+                if other == now:  # a later one is told when its turn comes
                     raise
+
+    def _encode(self, request: EditRequest) -> None:
+        words, *negative = self._asked(request)
+        loras = self.editor.loras.for_prompt(request.prompt, request.tags)
+        _kept(self.positives, self._key(request, loras), lambda: self._encoded(words, request))
+        if negative:
+            self._negative(request)
+
+    def _asked(self, request: EditRequest) -> list[str]:
+        """The prompts of a request: its own, and where guidance looks at it the negative one."""
+        loras = self.editor.loras.for_prompt(request.prompt, request.tags)
+        guided = not math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0)
+        return [lora.with_triggers(request.prompt, loras), *([self.options.negative_prompt] if guided else [])]
 
     def _key(self, request: EditRequest, loras: tuple[lora.StackedLora, ...]) -> tuple[Any, ...]:
         return (lora.with_triggers(request.prompt, loras), *(control.key for control in request.controls), request.width, request.height)
@@ -370,9 +396,33 @@ class _Session:
 
     def _encoded(self, prompt: str, request: EditRequest) -> Any:
         """ComfyUI's conditioning of a prompt with its pictures: text states (1, T, D) and the controls' latents."""
-        pictures = [self._picture(control, request) for control in request.controls]
-        pictures += [self._extra(place, request) for place in range(len(self.editor.extras))]
+        conditioning = self._words(prompt, request)
+        latents = [self._latent(control, request) for control in request.controls]
+        latents += [self._extra_latent(place, request) for place in range(len(self.editor.extras))]
+        values: dict[str, Any] = {"reference_latents": latents}
+        if self.row.reference_method:
+            values["reference_latents_method"] = self.row.reference_method
+        if self.row.guidance is not None:
+            values["guidance"] = self.row.guidance
+        return node_helpers.conditioning_set_values(conditioning, values)
+
+    def _words(self, prompt: str, request: EditRequest) -> Any:
+        """What the text encoder makes of a prompt about its pictures: from the disk, or now."""
+        if self.words.name is None or "embedding:" in prompt:  # ComfyUI's word for a file beside the text encoder
+            return self._read(prompt, request)
+        template = self.row.template
+        seen = [*(control.key for control in request.controls), *(key for key, _ in self.editor.extras)] if template else []
+        asked = [prompt, seen, template and [template.words, template.prompt(prompt, len(seen))]]
+        try:
+            return comfy_words.unpacked(self.words.get(asked, lambda: comfy_words.packed(self._read(prompt, request))))
+        except comfy_words.Unnamed as error:
+            self.words.give_up(error)
+        return self._read(prompt, request)
+
+    def _read(self, prompt: str, request: EditRequest) -> Any:
         if template := self.row.template:
+            pictures = [self._picture(control, request) for control in request.controls]
+            pictures += [self._extra(place, request) for place in range(len(self.editor.extras))]
             words, seen = template.prompt(prompt, len(pictures)), [picture.vision for picture in pictures]
             tokens = self.editor.clip.tokenize(words, images=seen, llama_template=template.words)
         else:
@@ -382,13 +432,7 @@ class _Session:
             raise EditorError(
                 f"The prompt {prompt[:40]!r}… is {len(prompt.split()):,} words long; {self.row.name} understands about {MAX_TOKENS * 3 // 4}. Shorten it."
             )
-        conditioning = self.editor.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
-        values: dict[str, Any] = {"reference_latents": [picture.latent for picture in pictures]}
-        if self.row.reference_method:
-            values["reference_latents_method"] = self.row.reference_method
-        if self.row.guidance is not None:
-            values["guidance"] = self.row.guidance
-        return node_helpers.conditioning_set_values(conditioning, values)
+        return self.editor.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
 
     def _picture(self, control: ControlRef, request: EditRequest) -> _Picture:
         key = (control.key, request.width, request.height)
@@ -402,17 +446,53 @@ class _Session:
         result = (request.width, request.height)
         size = qwen.control_size(image.width, image.height, result, self.options.control_megapixels)
         shown, seen = (image.resize(pixels, Image.Resampling.LANCZOS) for pixels in (size, qwen.vision_size(*image.size)))
-        return _Picture(shown, host.tensor(seen), self.editor.vae.encode(host.tensor(shown)))
+        return _Picture(shown, host.tensor(seen))
+
+    def _latent(self, control: ControlRef, request: EditRequest) -> torch.Tensor:
+        return self._seen_by_vae(control.key, lambda: self._picture(control, request).shown, request)
+
+    def _extra_latent(self, place: int, request: EditRequest) -> torch.Tensor:
+        return self._seen_by_vae(self.editor.extras[place][0], lambda: self._extra(place, request).shown, request)
+
+    def _seen_by_vae(self, key: str, shown: Callable[[], Image.Image], request: EditRequest) -> torch.Tensor:
+        """Latents of a control, fp32 (1, C, H/8, W/8), with a frame axis where the VAE has one: from memory, from the disk, or now."""
+        size = (request.width, request.height)
+        asked = [key, size, f"{self.options.control_megapixels:g}"]
+
+        def made() -> dict[str, torch.Tensor]:
+            return {"latent": self.editor.vae.encode(host.tensor(shown()))}
+
+        return _kept(self.latents, (key, *size), lambda: self.controls.get(asked, made)["latent"])
+
+
+class _Kept:
+    """Tensors on disk that one text encoder or VAE has made, by what it was asked. `name` is None, and nothing is kept, where it cannot be told apart
+    from others."""
+
+    def __init__(self, folder: Path | None, kind: str, part: Any) -> None:
+        self.name: str | None = None
+        self.kind = kind
+        if folder is not None:
+            try:
+                self.name = comfy_words.name_of(part)
+            except comfy_words.Unnamed as error:
+                self.give_up(error)
+        self.tensors = TensorCache(folder / kind if folder and self.name else None)
+
+    def give_up(self, why: Exception) -> None:
+        self.name = None
+        host.log.info("The %s are not kept on disk and are encoded anew by the next run: of what encodes them, %s.", self.kind, why)
+
+    def get(self, asked: Any, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return self.tensors.get(value_key([self.name, asked]), make) if self.name else make()
 
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A control at the size it is shown at, as the text encoder sees it (1, H, W, 3), and as latents, fp32 (1, C, H/8, W/8), with a frame axis where
-    the VAE has one."""
+    """A control at the size it is shown at, and as the text encoder sees it (1, H, W, 3)."""
 
     shown: Image.Image
     vision: torch.Tensor
-    latent: torch.Tensor
 
 
 def _kept(store: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], make: Callable[[], Any]) -> Any:

@@ -5,9 +5,11 @@ size, see tiny_qwen. Images are 128 x 160 px or smaller, two steps.
 """
 
 import asyncio
+import dataclasses
 import importlib.util
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -426,6 +428,91 @@ def another_try():
     return calls
 
 
+def decoding_beside():
+    """Why this engine decodes an image before it begins the next: to decode, ComfyUI makes room on the card, and takes it from a model at work. Here
+    that is asked for in another thread, between two blocks, as VAE.decode does when a card is full; the weights lose their LoRA in the middle."""
+    a, took = one("at work", seed=1), []
+    expected = pixels(editor(loras=[a]))
+
+    def make_room():
+        device = MODELS["2511"].load_device
+        unloaded = comfy.model_management.free_memory(1e12, device)
+        took.append(any(one.model is not None and one.model.is_clone(MODELS["2511"]) for one in unloaded))
+
+    def patch(state):
+        if not took:
+            thread = threading.Thread(target=make_room)
+            thread.start()
+            thread.join()
+        return state
+
+    model = MODELS["2511"].clone()
+    model.set_model_patch(patch, "double_block")
+    made = apart(expected, pixels(editor(loras=[a], patched=model)))
+    return {"taken": took, "apart": made, "afterwards": apart(pixels(editor()), BASELINE)}
+
+
+def fresh(clip_file="tiny_text_encoder.safetensors"):
+    """Text encoder and VAE as ComfyUI's loader nodes bring them, anew."""
+    clip = comfy.sd.load_clip([where("text_encoders", clip_file)], clip_type=comfy.sd.CLIPType.QWEN_IMAGE)
+    return clip, nodes.VAELoader().load_vae("tiny_vae.safetensors")[0]
+
+
+def kept_on_disk():
+    """More prompts than memory would hold ahead; all are encoded, then all photos, before the first image; a second run loads no text encoder."""
+    count = comfy_engine.LOOKAHEAD + 8
+    other = Path(BASE) / "other.png"
+    Image.open(CONTROL).rotate(90).resize((64, 64)).save(other)
+    orders = [request(f"Make it {n}", n, (64, 64), (CONTROL if n % 2 else other,)) for n in range(count)]
+    cache, told = Path(BASE) / "kept", {}
+    options = comfy_engine.Options(steps=1, cfg=2.0)
+
+    def run(name, clip, vae, wanted=orders[:3], extras=(), cache=cache):
+        made_by = dataclasses.replace(editor(options=options, extras=extras), clip=clip, vae=vae, cache=cache)
+        calls, made, loaded = [], [], []
+        encode, see, load = clip.encode_from_tokens_scheduled, vae.encode, clip.load_model
+        clip.encode_from_tokens_scheduled = lambda *given, **named: (calls.append(("words", len(made))), encode(*given, **named))[1]
+        clip.load_model = lambda *given: (loaded.append(1), load(*given))[1]
+        vae.encode = lambda *given: (calls.append(("photo", len(made))), see(*given))[1]
+        with made_by.session() as edit:
+            edit.expect(orders)
+            for order in wanted:  # the calls above look at how many there are
+                made += [np.asarray(edit(order, quiet).image, dtype=np.int16)]
+            name_known = edit.words.name is not None
+        told[name] = {
+            "kinds": "".join(kind[0] for kind, _ in calls),
+            "before image": max((before for _, before in calls), default=0),
+            "loaded": len(loaded),
+            "kept": name_known,
+        }
+        return made
+
+    alone = [pixels(editor(options=options), order) for order in orders[:3]]
+    first = run("first", *fresh())
+    told["files"] = [len(list((cache / kind).glob("*.safetensors"))) for kind in ("words", "controls")]
+    clip, vae = fresh()
+    again = run("again", clip, vae)
+    told["apart"] = [apart(one, other) for both in zip(alone, first, again, strict=True) for one, other in (both[:2], both[1:])]
+    extra = ("x", Image.open(PHOTO).convert("RGB").resize((64, 64)))
+    run("with picture 2", *fresh(), orders[:1], [extra])
+    layer, vae = fresh()
+    layer.clip_layer(-2)
+    run("another layer", layer, vae, orders[:1])
+    patched, vae = fresh()
+    weight = next(name for name, value in patched.cond_stage_model.state_dict().items() if value.ndim == 2 and "layers.0" in name)
+    patched.add_patches({weight: ("diff", (torch.ones_like(patched.cond_stage_model.state_dict()[weight]),))})
+    run("patched", patched, vae, orders[:1])
+    unknown, vae = fresh()
+    unknown.patcher.cached_patcher_init = None
+    run("unknown loader", unknown, vae, orders[:1])
+    copy = Path(where("text_encoders", "tiny_text_encoder.safetensors"))
+    copy.with_name("other_text_encoder.safetensors").write_bytes(copy.read_bytes())
+    run("another file", *fresh("other_text_encoder.safetensors"), orders[:1])
+    copy.with_name("other_text_encoder.safetensors").touch()
+    run("the file replaced", *fresh("other_text_encoder.safetensors"), orders[:1])
+    return told
+
+
 def encoding_on_the_side():
     """A second session makes the same bytes."""
     return apart(pixels(editor()), BASELINE)
@@ -592,6 +679,8 @@ CHECKS = (
     ahead,
     many_photos,
     another_try,
+    decoding_beside,
+    kept_on_disk,
     encoding_on_the_side,
     plans,
     tables,

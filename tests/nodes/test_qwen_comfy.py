@@ -149,6 +149,31 @@ def test_another_try_of_an_image_costs_no_other_prompt_its_place(told):
     assert told["another_try"] == [0, 0, 0, 0, 2], "three prompts and the negative, then the one that nobody foresaw"
 
 
+def test_comfyui_still_takes_the_model_from_under_a_sampler_when_another_thread_decodes(told):
+    """The reason for decoding one image before the next is begun. The day this fails, do both at once."""
+    beside = told["decoding_beside"]
+    assert beside["taken"] == [True] and beside["apart"][1] > 5 and beside["afterwards"] == NOTHING
+
+
+def test_all_prompts_and_photos_are_encoded_first_and_kept_so_that_a_second_run_loads_no_text_encoder(told):
+    kept = told["kept_on_disk"]
+    assert kept["first"] == {"kinds": "w" * 42 + "p" * 2, "before image": 0, "loaded": 42, "kept": True}, "40 prompts, a negative per photo"
+    assert kept["files"] == [42, 2]
+    assert kept["again"] == {"kinds": "", "before image": 0, "loaded": 0, "kept": True}
+    assert all(difference == NOTHING for difference in kept["apart"])
+
+
+@pytest.mark.parametrize("how", ["with picture 2", "another layer", "another file", "the file replaced"])
+def test_what_another_text_encoder_or_other_pictures_made_is_not_taken(told, how):
+    assert told["kept_on_disk"][how]["kinds"].startswith("w" * 42) and told["kept_on_disk"][how]["kept"]
+
+
+@pytest.mark.parametrize("how", ["patched", "unknown loader"])
+def test_nothing_is_kept_of_a_text_encoder_that_cannot_be_told_from_others(told, how):
+    made = told["kept_on_disk"][how]
+    assert not made["kept"] and made["loaded"] > 0 and set(made["kinds"]) == {"w"}, "the photos are kept: the VAE is known"
+
+
 def test_the_memory_plan_is_told_before_and_the_truth_after(told):
     plans = told["plans"]
     assert plans["before"] == [] and plans["stored"] and plans["more"]

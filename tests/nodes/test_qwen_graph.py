@@ -104,7 +104,11 @@ def test_two_stacked_loras_enrich_portraits_preview_first_and_nothing_twice(tiny
         lineage = shelf.lineages[request_key]
         assert open_image(path).image.size == (lineage.width, lineage.height) and lineage.width % 16 == 0
 
+    cache = tiny.base / "output" / "flenwheel" / ".cache" / ("comfyui" if engine == COMFY else "qwen")
+    kept = {kind: sorted(path.name for path in (cache / kind).iterdir()) for kind in ("words", "controls")}
+    assert len(kept["words"]) >= 9 + 3 and len(kept["controls"]) >= 3, "every prompt about every photo, and a negative for each"
     assert comfy.run(tiny.address, lap(engine, name, few, LoRA_for_camera_prompts__weight=0.5)).status == "success"
+    assert kept == {kind: sorted(path.name for path in (cache / kind).iterdir()) for kind in kept}, "nothing was encoded again"
     cameras = sum("camera" in lineage.facts["prompt"] for lineage in shelf.lineages.values())
     again = len(Shelf(stage(tiny, name)).files) - len(shelf.files)
     assert again == cameras, "the backgrounds, which do not use that LoRA, are not made again"
