@@ -208,6 +208,31 @@ def test_interrupted_then_killed_then_resumed_with_the_same_bytes(tiny, few, eng
     assert images(tiny, name) == whole, "the fingerprint of the models is the same after a restart, and so are the pixels"
 
 
+def test_cancelling_ends_the_node_before_another_block_of_the_model_is_through(tiny, few, engine, record_property):
+    """Each block takes 0.4 s, a step 0.8: a person who cancels waits for the block that runs, at most for one more, not for the step."""
+    name, told = f"cancelled {engine}", tiny.base / "output" / "blocks.txt"
+    told.unlink(missing_ok=True)
+    graph = lap(engine, name, few, steps=8, Prompt_Set__sources="source_001*", Prompt_Set__prompts="Change background to forest")
+    graph["21"] = {"class_type": "TinySlow", "inputs": {"editor": [EDITOR, 0], "seconds": 0.4}}
+    for user in (PREVIEW, ENRICH):
+        graph[user]["inputs"]["editor"] = ["21", 0]
+    queued = comfy.queue(tiny.address, graph)
+    until = time.monotonic() + comfy.PATIENCE_S
+    while not told.is_file() or len(told.read_text().splitlines()) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    comfy.call(tiny.address, "/interrupt", {"prompt_id": queued})
+    heard = time.time()
+    stopped = comfy.wait(tiny.address, queued)
+    ended = next(what["timestamp"] / 1000 for kind, what in stopped.messages if kind == "execution_interrupted")
+    begun_later = [begun for begun in map(float, told.read_text().split()) if begun > heard]
+    record_property("seconds from interrupt to end", round(ended - heard, 3))
+    print(f"{engine}: ended {ended - heard:.2f} s after the interrupt, {len(begun_later)} blocks begun after it")
+    assert len(begun_later) <= 1 and images(tiny, name) == {}
+    graph["21"]["inputs"]["seconds"] = 0.0
+    assert comfy.run(tiny.address, graph).status == "success" and len(images(tiny, name)) == 1
+
+
 def test_every_node_with_a_socket_for_an_editor_edits_and_a_lora_that_is_off_stays_out(tiny, few, engine):
     """Enrich Dataset, Model Card, Image to Image, and Repair Candidates once a verdict asks for it."""
     name, one = f"sockets {engine}", {"Prompt_Set__sources": "source_001*", "Prompt_Set__prompts": CAMERA}

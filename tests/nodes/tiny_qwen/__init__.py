@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib
 import json
+import time
 from pathlib import Path
 
 import comfy.ldm.qwen_image.model
@@ -131,12 +132,7 @@ class OutOfMemory:
 
     def arm(self, editor, times):
         OutOfMemory.left = times
-        blocks = [comfy.ldm.qwen_image.model.QwenImageTransformerBlock]
-        if editor.name == "qwen_diffusers":
-            from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
-
-            blocks.append(QwenImageTransformerBlock)
-        for block in blocks:
+        for block in blocks_of(editor):
             if not hasattr(block, "whole"):
                 block.whole, block.forward = block.forward, OutOfMemory.forward
         return (editor,)
@@ -147,6 +143,42 @@ class OutOfMemory:
         if OutOfMemory.left >= 0:
             raise torch.cuda.OutOfMemoryError("simulated")
         return block.whole(*given, **named)
+
+
+def blocks_of(editor):
+    """The classes of transformer block an editor may use."""
+    blocks = [comfy.ldm.qwen_image.model.QwenImageTransformerBlock]
+    if editor.name == "qwen_diffusers":
+        from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
+
+        blocks.append(QwenImageTransformerBlock)
+    return blocks
+
+
+class Slow:
+    """Passes an editor on and lets every block take so long, as a real model's does; when each begins is written to output/blocks.txt. 0 undoes it."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("FLEN_EDITOR",), "slow", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"editor": ("FLEN_EDITOR",), "seconds": ("FLOAT", {"default": 0.0})}}
+
+    def slow(self, editor, seconds):
+        told = Path(folder_paths.get_output_directory()) / "blocks.txt"
+        for block in blocks_of(editor):
+            quick = getattr(block, "quick", None) or block.forward
+            block.quick = block.forward = quick
+
+            def forward(self, *given, quick=quick, **named):
+                with told.open("a") as file:
+                    print(time.time(), file=file)
+                time.sleep(seconds)
+                return quick(self, *given, **named)
+
+            if seconds:
+                block.forward = forward
+        return (editor,)
 
 
 class Moves:
@@ -196,4 +228,4 @@ class Nothing:
         return (torch.zeros(count, height, 64, 3),)
 
 
-NODE_CLASS_MAPPINGS = {"TinyOutOfMemory": OutOfMemory, "TinyMoves": Moves, "TinyNothing": Nothing}
+NODE_CLASS_MAPPINGS = {"TinyOutOfMemory": OutOfMemory, "TinyMoves": Moves, "TinySlow": Slow, "TinyNothing": Nothing}
