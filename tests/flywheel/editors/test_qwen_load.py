@@ -78,6 +78,16 @@ def test_the_text_encoder_read_in_pieces_is_the_one_transformers_reads(tiny):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], weight) for name, weight in theirs.items())
 
 
+@torch.no_grad()
+def test_the_patches_of_a_picture_are_read_by_a_product_that_is_the_convolution(tiny, monkeypatch):
+    encoder = load.text_encoder(ModelFolder(tiny.folder), precision="as stored", dtype=torch.float32, device="cpu")
+    ours, theirs = encoder.model.visual.patch_embed, tiny.pipeline.text_encoder.model.visual.patch_embed
+    patches = torch.randn(100, 3 * 2 * 14 * 14)
+    expected = theirs(patches)
+    monkeypatch.setattr(torch.nn.functional, "conv3d", None)
+    assert torch.allclose(ours(patches), expected, atol=1e-6) and ours(patches).shape == expected.shape
+
+
 @pytest.mark.parametrize("precision", ["as stored", "int8"])
 def test_reading_the_text_encoder_is_cancelled_between_two_weights_and_leaves_nothing_half(tiny, tmp_path, monkeypatch, precision):
     read, whole = [], TensorFiles.raw
