@@ -6,7 +6,9 @@ at a wrong place (the last one at 275 instead of 93) and nothing says so. Here e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from ...errors import EditorError
 
 SEEN_AREA = 384 * 384  # px² of each picture as the text encoder sees it
 SEEN_MULTIPLE = 32
+LOOKS = 8  # sets of pictures whose look is remembered: about 4 MB each
 MAX_TOKENS = 1024  # of the prompt alone: what the pipelines allow
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
@@ -27,6 +30,33 @@ class Template:
 
     text: str
     skip: int
+
+
+class Sight:
+    """What the vision tower of a text encoder answered for the pictures it was shown last: many prompts about the same ones cost one look."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = weakref.ref(model)
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self.shown: Hashable | None = None  # a name for the pictures of the prompt that is encoded; None remembers nothing
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if self.shown is None or self.shown not in self._kept:
+            model: Any = self._model()
+            looked = type(model).get_image_features(model, *given, **named)
+            if self.shown is None:
+                return looked
+            self._kept[self.shown] = looked
+            if len(self._kept) > LOOKS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(self.shown)
+        return self._kept[self.shown]
+
+
+def with_sight(text_encoder: Any) -> Any:
+    """The text encoder, which from now on remembers its looks."""
+    text_encoder.model.get_image_features = Sight(text_encoder.model)
+    return text_encoder
 
 
 def template_of(pipeline_class: str) -> Template:
@@ -61,11 +91,19 @@ def refuse_long(processor: Any, prompt: str) -> None:
 
 @torch.no_grad()
 def encode(
-    text_encoder: Any, processor: Any, template: Template, prompt: str, pictures: Sequence[Image.Image], *, area: int = SEEN_AREA
+    text_encoder: Any,
+    processor: Any,
+    template: Template,
+    prompt: str,
+    pictures: Sequence[Image.Image],
+    *,
+    area: int = SEEN_AREA,
+    shown: Hashable | None = None,
 ) -> torch.Tensor:
     """Embeddings of one prompt about these pictures, (1, S, D) in the encoder's type.
 
-    Picture n of the prompt is `pictures[n - 1]`. One prompt at a time: there is no padding, so no mask either.
+    Picture n of the prompt is `pictures[n - 1]`. One prompt at a time: there is no padding, so no mask either. `shown`: a name for the pictures, by which
+    an encoder `with_sight` knows them again.
 
     Raises:
         EditorError: the prompt is too long.
@@ -74,5 +112,7 @@ def encode(
     seen = [picture.resize(seen_size(picture, area), Image.Resampling.LANCZOS) for picture in pictures]
     text = template.text.format("".join(PICTURE.format(number) for number in range(1, len(seen) + 1)) + prompt)
     tokens = processor(text=[text], images=seen or None, padding=True, return_tensors="pt").to(text_encoder.device)
+    if isinstance(sight := text_encoder.model.get_image_features, Sight):
+        sight.shown = shown
     states = text_encoder.model(**tokens).last_hidden_state  # .model: no logits over 150,000 words for nothing
     return states[:, template.skip :]

@@ -65,7 +65,8 @@ class Inputs:
         def make() -> dict[str, torch.Tensor]:
             pictures = [self.picture(control).image for control in job.controls]
             self.parts.counts.encoded += 1
-            return {"words": self.parts.with_room(lambda: encode.encode(*self.parts.text_encoder(), prompt, pictures))}
+            shown = tuple(one.key for one in job.controls)
+            return {"words": self.parts.with_room(lambda: encode.encode(*self.parts.text_encoder(), prompt, pictures, shown=shown))}
 
         return self.words.get(key, make)["words"]
 

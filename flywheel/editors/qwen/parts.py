@@ -163,7 +163,7 @@ class Parts(ExitStack):
             for layers in [one for one in made.modules() if isinstance(one, torch.nn.ModuleList)]:
                 for layer in layers:
                     layer.register_forward_pre_hook(self.pulse.block)
-            self._text = made, load.processor(self.model), encode.template_of(self.model.pipeline_class)
+            self._text = encode.with_sight(made), load.processor(self.model), encode.template_of(self.model.pipeline_class)
         return self._text
 
     def words_done(self) -> None:

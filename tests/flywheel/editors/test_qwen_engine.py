@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -203,6 +204,23 @@ def test_a_second_run_needs_no_text_encoder(editor, photo):
     for kept in editor.cache.rglob("*.safetensors"):
         kept.write_bytes(kept.read_bytes()[:100])  # a cache that a crash has damaged is made again
     assert (pixels(make(editor, asked(photo)).image) == pixels(first.image)).all()
+
+
+def test_the_vision_tower_looks_once_at_a_photo_however_many_prompts_are_about_it(editor, photo, tmp_path):
+    other, looks = control(tmp_path, "other.png", portrait().rotate(90).resize((96, 64))), []
+    orders = [asked(one, prompt) for one in (photo, other) for prompt in ("Make it night", "Make it day", "Add a very large red hat")]
+    with editor.session() as edit:
+        edit.parts.start([edit.job(order) for order in orders])
+        text_encoder, *_ = edit.parts.text_encoder()
+        text_encoder.model.visual.register_forward_hook(lambda *_: looks.append(1))
+        edit.prepare(orders, silent)
+        assert edit.counts.encoded == 2 * (3 + 1) and len(looks) == 2
+        made = edit(orders[-1], silent)
+        gone = weakref.ref(text_encoder.model)
+        edit.parts._text = text_encoder = None
+        assert gone() is None, "it is not kept by what it remembers"
+    alone = make(dataclasses.replace(editor, cache=None), orders[-1])
+    assert made.image.tobytes() == alone.image.tobytes()
 
 
 def test_what_was_not_used_for_longest_leaves_the_cache_when_that_is_full(tmp_path):
