@@ -233,7 +233,7 @@ class _Renderer(ExitStack):
     def _leave(self, kind: type[BaseException] | None, *_: Any) -> None:
         """What was made gets saved. Only a person who cancels waits no longer than a moment for pixels that are still to be computed."""
         cancelled = kind is not None and not issubclass(kind, FlywheelError)
-        _, late = wait([one.saved for one in self.in_flight], GRACE_S if cancelled else None)
+        late = wait([one.saved for one in self.in_flight], GRACE_S if cancelled else None).not_done
         if late and isinstance(self._edit, Developing):
             self._edit.abandon()
         wait(late)

@@ -346,6 +346,22 @@ def test_an_enrichment_decodes_one_image_while_the_next_is_denoised(editor, sour
     assert on_disk(sources) == expected[1]
 
 
+def test_where_there_is_no_room_for_both_an_image_is_decoded_before_the_next_is_begun(editor, sources, monkeypatch, caplog):
+    night(sources, editor)
+    expected, threads = emptied(sources), []
+    with editor.session() as edit:
+        edit.parts.start([edit.job(asked(control(sources.project.root, "x.png", portrait().resize((SIDE, SIDE)))))])
+        plan = edit.parts.plan
+        assert plan.beside and "for decoding beside the next image" in str(plan)
+    free = dataclasses.replace(plan, decoding=0.0).peak + plan.decoding / 2
+    monkeypatch.setattr(memory, "free_gib", lambda device: free)
+    watched_decoder(monkeypatch, lambda number: threads.append(threading.get_ident()))
+    caplog.clear()
+    assert night(sources, editor).run.made == 6
+    assert set(threads) == {threading.get_ident()} and "follows the other" not in caplog.text, "planned, not found out"
+    assert on_disk(sources) == expected
+
+
 def test_a_black_picture_of_an_enrichment_is_told_and_the_others_are_made(editor, sources, monkeypatch):
     decode, number = latents.decode, iter(range(100))
     monkeypatch.setattr(latents, "decode", lambda vae, frame: decode(vae, frame) * (next(number) != 1))
@@ -884,6 +900,7 @@ def test_the_plan_fits_the_card_and_matches_what_was_counted(full_size, monkeypa
         batch=2,
     )
     assert (plan.rung, plan.precision) == (rung, precision) and plan.fits
+    assert plan.beside == (card != 16), "there all parts stay and decoding waits its turn"
     assert f"peak about {plan.peak:.1f} GiB of {card * 0.97:.1f} GiB free" in str(plan)
     expected = {"as stored": 25.4, "fp8": 12.7, "nf4": 6.6}[precision]
     assert abs(plan.transformer - expected) < 0.2 and abs(plan.tables - 0.165) < 0.02
