@@ -110,15 +110,25 @@ def _header(path: Path) -> tuple[dict, int]:  # type: ignore[type-arg]
 
 
 def marked(path: Path, facts: Mapping[str, str]) -> bytes:
-    """The file's bytes with these facts in its metadata; the tensors are copied as they are.
+    """The file's bytes with these facts in its metadata; the tensors are copied as they are. What the trainer wrote there itself stays, unless it
+    names a place on this machine: a LoRA is given to others.
 
     Source: https://github.com/huggingface/safetensors#format
     """
     header, start = _header(path)
-    header["__metadata__"] = {**header.get("__metadata__", {}), **{MARK + name: value for name, value in facts.items()}}
+    own = {name: value for name, value in header.get("__metadata__", {}).items() if not names_a_place(value)}
+    header["__metadata__"] = {**own, **{MARK + name: value for name, value in facts.items()}}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     return struct.pack("<Q", len(text)) + text + path.read_bytes()[start:]
+
+
+_PLACE = re.compile(r"(?<![\w./~\\-])/[^/\s]|(?<![A-Za-z])[A-Za-z]:[\\/]|\\\\[A-Za-z]|~[/\\]|file:/")
+
+
+def names_a_place(text: str) -> bool:
+    """Whether a text holds a full path, of this system or of another; addresses on the web and names such as Qwen/Qwen-Image are none."""
+    return bool(_PLACE.search(text))
 
 
 def register(path: Path, loras: Path, project: str, kind: str, job_id: str) -> Path:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ..flywheel.errors import FlywheelError
 from ..flywheel.images import storage_error, write_json, write_whole
@@ -203,7 +203,7 @@ def _train(job: Job) -> dict[str, object]:
         "project": spec.project,
         "kind": spec.kind,
         "architecture": spec.architecture,
-        "base_model": Path(spec.base_model).name,
+        "base_model": PureWindowsPath(spec.base_model).name,  # which takes both kinds of strokes
         "engine": spec.engine,
         "rank": str(rank),
         "alpha": f"{proof.alpha(fitted, rank):g}",

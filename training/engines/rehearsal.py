@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -59,6 +60,9 @@ class Rehearsal:
 
     def check(self, job: Job) -> list[str]:  # noqa: ARG002 - other engines look into it
         return ["rehearsal: no model is needed; the LoRA will fit, and change next to nothing"]
+
+    def versions(self, job: Job) -> str:  # noqa: ARG002 - its own are those of this Python
+        return f"Python {platform.python_version()}, numpy {np.__version__}"
 
     def train(self, job: Job) -> Path:
         spec, options = job.spec, RehearsalOptions(**job.spec.options)  # type: ignore[arg-type]
