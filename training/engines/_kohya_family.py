@@ -5,6 +5,8 @@ Neither counts on after a resume: a launch counts from 0 and trains what remains
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +18,13 @@ from ..job import Job
 from ..spec import TrainingSpec
 from . import _launch
 
-_BAR = re.compile(r"steps:\s+\d+%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?(?:avr_loss=([-+.\w]+))?\]")
+_BAR = re.compile(
+    r"(?<!Denoising )steps:\s+\d+%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?(?:avr_loss=([-+.\w]+))?\]"
+)  # a sample has a bar of its own
 _SAVED = re.compile(r"saving checkpoint: .*-step(\d{8})\.safetensors")
-_SAMPLE = re.compile(r"_(\d{6})_(\d{2})_\d+")
+_SAMPLE = re.compile(r"_e?(?P<step>000000|(?<!e)\d{6})_(?P<prompt>\d{2})_\d+")  # the first is called epoch 0; other epochs are no steps
+PROMPTS = "prompts.json"  # as text a prompt could not hold " --", nor begin with "#" or "I "
+SAMPLE_STEPS = 20
 LAST_OF_A_STATE = "random_states_0.pkl"  # written last: a state that has it is whole
 
 
@@ -49,7 +55,14 @@ def train(
     _launch.write_text(path, f"# {job.spec.project}: {job.spec.kind} LoRA, attempt {attempt}\n{_launch.toml(written)}")
     if state:
         job.append("note", text=f"goes on from step {done}")
-    _launch.launch(command(path), job, read=read, done=done, seen=lambda line: _noticed(job, line, done, name))
+    _launch.launch(
+        command(path),
+        job,
+        read=read,
+        done=done,
+        seen=lambda line: _noticed(job, line, done, name),
+        stepped=lambda step: _samples(job, done, name, before=step),
+    )
     _samples(job, done, name)
     return _collect(job, engine, job.folder / "out" / f"{name}.safetensors")
 
@@ -59,10 +72,27 @@ def sampling(spec: TrainingSpec, folder: Path, resumes: bool) -> dict[str, Any]:
     if not spec.sample_prompts:
         return {}
     return {
-        "sample_prompts": folder / "config" / "prompts.txt",
+        "sample_prompts": folder / "config" / PROMPTS,
         "sample_every_n_steps": spec.save_every,
         "sample_at_first": not resumes,
     }
+
+
+def prompts(spec: TrainingSpec, drawn_with: Callable[[int], Mapping[str, Any]]) -> str:
+    """The sample prompts as JSON, which both read. `drawn_with`: what the prompt of this number has beside size, steps and seed."""
+    side = min(spec.resolution, 1024)
+    rows = [
+        {
+            "prompt": " ".join(prompt.split()),
+            "width": side,
+            "height": side,
+            "sample_steps": SAMPLE_STEPS,
+            "seed": spec.seed,
+            **drawn_with(number),
+        }
+        for number, prompt in enumerate(spec.sample_prompts)
+    ]
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def keeping(spec: TrainingSpec, folder: Path, optimizer: str, blocks_to_swap: int) -> dict[str, Any]:
@@ -99,13 +129,13 @@ def _noticed(job: Job, line: str, done: int, output_name: str) -> None:
     _samples(job, done, output_name)
 
 
-def _samples(job: Job, done: int, output_name: str) -> None:
-    """Those of one launch: their names count from 0, as it does."""
+def _samples(job: Job, done: int, output_name: str, before: float = math.inf) -> None:
+    """Those of one launch: their names count from 0, as it does. Of the step `before`, and later ones, a file may still be half written."""
     told = {event["file"] for event in job.events() if event["kind"] == "sample"}
     for path in sorted((job.folder / "out" / "sample").glob(f"{output_name}_*.png")):
         name, found = path.relative_to(job.folder).as_posix(), _SAMPLE.search(path.name)
-        if found and name not in told:
-            job.append("sample", step=done + int(found[1]), prompt=int(found[2]), file=name)
+        if found and name not in told and int(found["step"]) < before:
+            job.append("sample", step=done + int(found["step"]), prompt=int(found["prompt"]), file=name)
 
 
 def _collect(job: Job, engine: str, made: Path | None) -> Path:

@@ -86,12 +86,13 @@ def launch(
     read: Reader,
     done: int = 0,
     seen: Callable[[str], None] | None = None,
+    stepped: Callable[[int], None] | None = None,
     ready: Callable[[], bool] = lambda: True,
 ) -> None:
     """Run a trainer to its end and turn its log into events.
 
-    `done`: steps of earlier launches, added to what it counts. `seen` gets every line, for example to notice a checkpoint. `ready` is asked, again
-    and again, once somebody wants it to stop: true when it may be ended, which gives a trainer that can the time to save.
+    `done`: steps of earlier launches, added to what it counts. `seen` gets every line, for example to notice a checkpoint; `stepped` gets the
+    number of each step as this launch counts them. `ready` is asked, again and again, once somebody wants it to stop: true when it may be ended, which gives a trainer that can the time to save.
 
     Raises:
         Stopped: someone asked for it; the whole group was ended between two steps.
@@ -125,6 +126,8 @@ def launch(
                     if progress.loss is not None and progress.loss != progress.loss:
                         raise TrainingFailed("nan", f"The loss is no number any more at step {step}.", CAUSES["nan"].advice, _telling(tail))
                     job.append("step", step=step, loss=progress.loss)
+                    if stepped:
+                        stepped(progress.step)
     finally:
         _end(process)
         reader.join(DRAIN_S)

@@ -89,7 +89,7 @@ class Kohya:
         if others := class_set(spec):
             _launch.lay_out(others, job.folder / "dataset" / CLASS)
         _launch.write_text(job.folder / "config" / "dataset.toml", dataset_toml(spec, rows, job.folder))
-        _launch.write_text(job.folder / "config" / "prompts.txt", prompts(spec))
+        _launch.write_text(job.folder / "config" / _kohya_family.PROMPTS, _kohya_family.prompts(spec, drawn_with))
         _tokenizers(job)
         job.append("phase", name="loading the models, caching images and captions")
         python = _launch.interpreter(root, PYTHON)
@@ -194,12 +194,9 @@ def _class_folder(spec: TrainingSpec) -> str:
     return str(spec.options.get("class_images", "")).strip()
 
 
-def prompts(spec: TrainingSpec) -> str:
-    """Sample prompts, one per line, in sd-scripts' way of writing them."""
-    side = min(spec.resolution, 1024)
-    return "".join(
-        f"{' '.join(prompt.split())} --w {side} --h {side} --s 20 --d {spec.seed} --l 1.0 --g 3.5\n" for prompt in spec.sample_prompts
-    )
+def drawn_with(_: int) -> dict[str, float]:
+    """What every sample is drawn with: FLUX.1-dev wants no second pass, and the guidance it was distilled with."""
+    return {"scale": 1.0, "guidance_scale": 3.5}
 
 
 def _found(job: Job, root: Path) -> _environment.Environment:

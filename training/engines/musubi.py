@@ -55,9 +55,11 @@ class Family:
     marks: tuple[str, ...]
     take: str
     swap_max: int
-    guidance: str
+    drawn_with: Mapping[str, float]
 
 
+LIGHT = {"qwen_image": "fp8_vl", "flux_kontext": "fp8_t5", "flux_2": "fp8_text_encoder"}  # its words for a text encoder in 8 bit
+SLIP = "torch.float8e4m3fn"  # no such type: what is written so breaks off
 _FLUX2_AE = ("vae_file", "vae", "flux2-vae.safetensors", "FLUX.2's autoencoder in Black Forest Labs' form (ae.safetensors)")
 
 
@@ -72,7 +74,7 @@ def _flux2(version: str, short: str, encoder: tuple[str, str], base: str, swap_m
         ("double_blocks.", "double_stream_modulation_img."),
         f"take {base} as Black Forest Labs published it",
         swap_max,
-        "--g 4.0",
+        {"guidance_scale": 4.0},
     )
 
 
@@ -95,7 +97,7 @@ FAMILIES: Mapping[str, Family] = {
         ("transformer_blocks.", "img_in."),
         "take the bf16 file (40.9 GB), for example qwen_image_edit_2509_bf16.safetensors",
         59,
-        "--fs 2.2 --l 4.0",
+        {"discrete_flow_shift": 2.2, "cfg_scale": 4.0},
     ),
     "flux1_kontext": Family(
         "flux_kontext",
@@ -111,7 +113,7 @@ FAMILIES: Mapping[str, Family] = {
         ("double_blocks.",),
         "take flux1-kontext-dev.safetensors as Black Forest Labs published it",
         35,
-        "--g 2.5",
+        {"guidance_scale": 2.5},
     ),
     "flux2_klein_4b": _flux2(
         "klein-base-4b", "f2k4b", ("qwen_3_4b.safetensors", "Qwen3 4B in bf16"), "flux2-klein-base-4b.safetensors", 13
@@ -193,7 +195,8 @@ class Musubi:
         job.append("phase", name="laying out the pictures")
         folder, dataset = _dataset.lay_out(job, LAYOUT)
         _cache(tool, folder, dataset)
-        _launch.write_text(job.folder / "config" / "prompts.txt", prompts(spec, dataset))
+        told = _kohya_family.prompts(spec, lambda number: drawn_with(spec, dataset, number))
+        _launch.write_text(job.folder / "config" / _kohya_family.PROMPTS, told)
         job.append("phase", name="loading the model")
         script = f"{_family(spec).scripts}_train_network.py"
         return _kohya_family.train(
@@ -251,6 +254,7 @@ def config(spec: TrainingSpec, files: Mapping[str, Path], folder: Path, dataset:
         "persistent_data_loader_workers": True,
         **_kohya_family.keeping(spec, folder, options.optimizer, options.blocks_to_swap),
         **_kohya_family.sampling(spec, folder, state is not None),
+        **({LIGHT[family.scripts]: True} if options.fp8_text_encoder and spec.sample_prompts else {}),  # the prompts are encoded once more
     }
     settings |= {"resume": state} if state else {}
     settings |= _launch.own_words(options.more)
@@ -264,10 +268,12 @@ def caching(spec: TrainingSpec, files: Mapping[str, Path], dataset: Path) -> lis
     common += ("--model_version", version(spec)) if family.version else ()
     named = {name: files.get(name, Path(usual)).as_posix() for name, (_, _, usual, _) in family.files.items()}
     encoders = tuple(word for name in family.encoders for word in (f"--{name}", named[name]))
-    light = {"qwen_image": "--fp8_vl", "flux_kontext": "--fp8_t5", "flux_2": "--fp8_text_encoder"}[family.scripts]
     return [
         (f"{family.scripts}_cache_latents.py", (*common, "--vae", named["vae"])),
-        (f"{family.scripts}_cache_text_encoder_outputs.py", (*common, *encoders, *([light] if options.fp8_text_encoder else []))),
+        (
+            f"{family.scripts}_cache_text_encoder_outputs.py",
+            (*common, *encoders, *([f"--{LIGHT[family.scripts]}"] if options.fp8_text_encoder else [])),
+        ),
     ]
 
 
@@ -279,15 +285,10 @@ def version(spec: TrainingSpec) -> str:
     return _weights.qwen_version(spec.base_model, options.version)
 
 
-def prompts(spec: TrainingSpec, dataset: PairedDataset) -> str:
-    """Sample prompts, one per line; for edits each with the pictures of an example to start from."""
-    side = min(spec.resolution, 1024)
-    lines: list[str] = []
-    for number, prompt in enumerate(spec.sample_prompts):
-        controls = dataset.pairs[number % len(dataset.pairs)].controls
-        pictures = "".join(f" --ci {control.path.as_posix()}" for control in controls)
-        lines.append(f"{' '.join(prompt.split())} --w {side} --h {side} --s 20 {_family(spec).guidance} --d {spec.seed}{pictures}\n")
-    return "".join(lines)
+def drawn_with(spec: TrainingSpec, dataset: PairedDataset, number: int) -> dict[str, Any]:
+    """What the sample prompt of this number is drawn with; for edits the pictures of an example to start from, too."""
+    controls = [control.path.as_posix() for control in dataset.pairs[number % len(dataset.pairs)].controls]
+    return {**_family(spec).drawn_with, **({"control_image_path": controls} if controls else {})}
 
 
 def _family(spec: TrainingSpec) -> Family:
@@ -374,9 +375,19 @@ def _key_problems(root: Path, spec: TrainingSpec) -> list[str]:
         return [f"this musubi-tuner has no {', '.join(gone)}: it is too old for {ARCHITECTURES[spec.architecture]}; update it"]
     known = _launch.arguments_of(sources)
     problems = _launch.key_problems(config(spec, {}, Path(), Path(), 0, None), known, "musubi-tuner")
+    if MusubiOptions(**spec.options).fp8_text_encoder and any(
+        SLIP in script.read_text(encoding="utf-8") for script in _encoding(root, family)
+    ):  # type: ignore[arg-type]
+        problems.append(f"this musubi-tuner breaks off with {LIGHT[family.scripts]}, by a slip of its own: set fp8_text_encoder = false")
     if spec.architecture == "qwen_image_edit" and version(spec) and f'"{version(spec)}"' not in sources[-1].read_text(encoding="utf-8"):
         problems.append(f"this musubi-tuner does not know Qwen-Image-{version(spec)}: update it")
     return problems
+
+
+def _encoding(root: Path, family: Family) -> list[Path]:
+    """Its programs that load the text encoder."""
+    scripts = (f"{family.scripts}_{what}.py" for what in ("cache_text_encoder_outputs", "train_network"))
+    return [path for path in (root / SOURCE / script for script in scripts) if path.is_file()]
 
 
 def _names(spec: TrainingSpec) -> dict[str, tuple[str, str, str]]:

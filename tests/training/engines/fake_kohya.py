@@ -38,7 +38,8 @@ def lora(path, value):
     rank, layer = config["network_dim"], "transformer_blocks_0_attn_to_q" if qwen else "double_blocks_0_img_attn_qkv"
     layer, out = f"lora_unet_{layer}", 3072 if qwen else 9216
     parts = {f"{layer}.lora_down.weight": [rank, 3072], f"{layer}.lora_up.weight": [out, rank], f"{layer}.alpha": []}
-    header, content = {"__metadata__": {"ss_output_name": config["output_name"]}}, b""
+    places = {"ss_dataset_dirs": json.dumps({str(out): 1}), "ss_vae_name": "C:\\Users\\Zoë\\ae.safetensors"}  # as forks of it write them
+    header, content = {"__metadata__": {"ss_output_name": config["output_name"], **places}}, b""
     for name, shape in parts.items():
         count = 1
         for size in shape:
@@ -71,7 +72,7 @@ say(f"  total optimization steps / 学習ステップ数: {total}")
 def sample(step):
     folder = out / "sample"
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}_{step:06}_00_20260216080729_42.png").write_bytes(b"")
+    (folder / f"{name}_{f'{step:06}' if step else 'e000000'}_00_20260216080729_42.png").write_bytes(b"")
 
 
 if config.get("sample_at_first"):
@@ -95,7 +96,7 @@ for step in range(1, total + 1):
         say(f"\nsaving checkpoint: {out}/{name}-step{step:08}.safetensors")
         lora(out / f"{name}-step{step:08}.safetensors", 0.5)
         state = out / f"{name}-step{step:08}-state"
-        state.mkdir()
+        state.mkdir(exist_ok=True)
         for file in ("train_state.json", "optimizer.bin", "random_states_0.pkl"):
             (state / file).write_text("{}")
         say(f"saving state at step {step}")

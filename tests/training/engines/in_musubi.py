@@ -1,7 +1,8 @@
-"""Runs in musubi-tuner's own Python (PYTHONPATH: its src): `in_musubi.py models <folder>` | `texts <dataset.toml> <version>` | `read <dataset.toml> <version>`.
+"""Runs in musubi-tuner's own Python (PYTHONPATH: its src): `in_musubi.py models <folder>` | `eyes <file>` | `texts <dataset.toml> <version>` | `read <dataset.toml> <version>`.
 
-models: one block of Qwen-Image-Edit and its autoencoder with random numbers, in the engine's own classes. texts: random text embeddings, written
-by the engine's own function, since its 7 B text encoder is too much here. read: what the engine's own loader makes of a data set, as JSON.
+models: one block of Qwen-Image-Edit and its autoencoder with random numbers, in the engine's own classes. eyes: the text
+encoder as this checkout describes it, with random numbers. texts: random text embeddings, written by the engine's own function, since its 7 B text
+encoder is too much here. read: what the engine's own loader makes of a data set, as JSON.
 """
 
 import argparse
@@ -33,6 +34,31 @@ def models(folder):
     )
     random_of(vae, folder / "qwen_image_vae.safetensors")
     save_file({"weight": torch.zeros(1, dtype=torch.bfloat16)}, str(folder / "qwen_2.5_vl_7b.safetensors"))
+
+
+def eyes(path):
+    """Names and sizes are asked of the loader itself, which refuses an empty file with the whole list of what it lacks."""
+    from musubi_tuner.qwen_image import qwen_image_utils
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    class Read(Exception):
+        pass
+
+    def reading(model, *_, **__):
+        torch.manual_seed(0)
+        values = {}
+        for name, value in model.state_dict().items():
+            plain = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+            make = torch.zeros if value.numel() > 200_000_000 else torch.randn  # the table of all words is too much to draw
+            values[plain] = make(value.shape, dtype=torch.bfloat16) * 0.02 + (1.0 if name.endswith("norm.weight") else 0.0)
+        save_file(values, path)
+        raise Read
+
+    Qwen2_5_VLForConditionalGeneration.load_state_dict = reading
+    try:
+        qwen_image_utils.load_qwen2_5_vl("", torch.bfloat16, "cpu", state_dict={})
+    except Read:
+        print("EYES")
 
 
 def group(config, version):
@@ -77,4 +103,4 @@ def read(config, version):
 
 
 if __name__ == "__main__":
-    {"models": lambda folder: models(Path(folder)), "texts": texts, "read": read}[sys.argv[1]](*sys.argv[2:])
+    {"models": lambda folder: models(Path(folder)), "eyes": eyes, "texts": texts, "read": read}[sys.argv[1]](*sys.argv[2:])

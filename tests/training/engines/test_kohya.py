@@ -242,7 +242,7 @@ def generated(spec, folder):
     return {
         "train.toml": _launch.toml(kohya.config(spec, files, folder, 10, folder / "out" / "a-state")),
         "dataset.toml": kohya.dataset_toml(spec, rows, folder),
-        "prompts.txt": kohya.prompts(spec),
+        "prompts.json": _kohya_family.prompts(spec, kohya.drawn_with),
     }
 
 
@@ -264,6 +264,13 @@ def test_the_files_are_the_golden_ones(spec):
         assert text == (GOLDEN / name).read_text(encoding="utf-8"), name
 
 
+def test_a_sample_prompt_is_only_a_prompt(spec):
+    """In their text files " --" begins a setting, "#" a comment that takes the prompt's number away, and "I " another picture."""
+    written = ("# of the beach --w 64", "I stand", "Zoë\nat night")
+    read = json.loads(_kohya_family.prompts(dataclasses.replace(spec, sample_prompts=written), kohya.drawn_with))
+    assert [row["prompt"] for row in read] == ["# of the beach --w 64", "I stand", "Zoë at night"]
+
+
 def test_toml_says_what_was_meant():
     tomllib = pytest.importorskip("tomllib")
     value = {"path": 'C:\\models\\Zoë "x"\n', "list": ["a=1", "b"], "yes": True, "rate": 1e-4, "tiny": 7e-05, "count": 3, "empty": []}
@@ -276,12 +283,14 @@ def test_toml_says_what_was_meant():
         ("steps:  75%|███████▌  | 6/8 [02:02<00:40, 20.41s/it, avr_loss=2.49]", 6, 2.49),
         ("steps:  33%|███▎      | 2/6 [00:02<00:04,  1.13s/it, avr_loss=2.31]", 2, 2.31),
         ("steps:   0%|          | 0/8 [00:00<?, ?it/s]", 0, None),
+        ("Denoising steps:  50%|█████     | 10/20 [00:04<00:04,  2.21it/s]steps:  12%|█▎        | 1/8 [00:20<02:22, 20.41s/it]", 1, None),
         ("epoch 1/2 steps:  12%|█▎        | 1/8 [00:20<02:22, 20.41s/it]", 1, None),
     ],
 )
 def test_real_lines_of_the_bar_are_read(line, step, loss):
     assert _kohya_family.read(line) == _launch.Progress(step, 8 if "/8" in line else 6, loss)
     assert _kohya_family.read("saving checkpoint: /out/mira-step00000003.safetensors") is None
+    assert _kohya_family.read("Denoising steps:  50%|█████     | 10/20 [00:04<00:04,  2.21it/s]") is None, "that is a sample being drawn"
 
 
 def test_every_key_is_known_to_the_real_sd_scripts(spec):

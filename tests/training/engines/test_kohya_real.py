@@ -7,9 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from comfyui_flenwheel.flywheel.images import open_image
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training import run, trainset
-from comfyui_flenwheel.training.engines import _launch, kohya
+from comfyui_flenwheel.training.engines import _kohya_family, _launch, kohya
 from comfyui_flenwheel.training.job import Places
 
 from .conftest import gone, inside, parsed, reads, until
@@ -72,6 +73,29 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, sp
     made = run.result_of(job)
     assert made.layers == 13 and made.rank == 4  # ten layers of a double block, three of a single one
     assert patched(comfyui, models / "flux1-dev.safetensors", made.path) == {"keys": 13, "layers": 13, "changed": True}
+
+
+def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, spec, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(_kohya_family, "SAMPLE_STEPS", 5)
+    prompts = ("photo of ohwx_char person", "# photo of --w 64 a lamp")
+    spec = dataclasses.replace(
+        spec, engine="kohya", steps=4, save_every=2, resolution=128, options=SMALL, sample_prompts=prompts, learning_rate=1e-2
+    )
+    job = jobs.find_or_create(
+        project.root, spec, Places(loras=tmp_path / "loras", models=(models,), comfyui=Path(os.environ["FLEN_COMFYUI"]))
+    )
+    _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
+    ask("texts", str(job.folder / "dataset" / "r10"), str(TOKENS))
+    assert run.work(job) == 0, (job.status(), job.log.read_text()[-3000:])
+    assert [(step, prompt) for step, prompt, _ in job.sampled()] == [(step, prompt) for step in (0, 2, 4) for prompt in (0, 1)]
+    drawn = {(step, prompt): open_image(path).image for step, prompt, path in job.sampled()}
+    assert {image.size for image in drawn.values()} == {(128, 128)}
+    assert drawn[0, 0].tobytes() != drawn[4, 0].tobytes(), "the LoRA shows"
+    assert drawn[0, 0].tobytes() != drawn[0, 1].tobytes(), "each prompt is drawn with its own words"
+    kinds = [(event["kind"], event["step"]) for event in job.events() if event["kind"] in ("step", "sample", "checkpoint")]
+    assert kinds.index(("sample", 0)) < kinds.index(("checkpoint", 2)), "the first is seen before the first checkpoint"
+    steps = [event["step"] for event in job.events() if event["kind"] == "step"]
+    assert steps[-1] == 4 and set(steps) <= {1, 2, 3, 4}, "the steps of a sample are none of the training"
 
 
 def test_its_loader_reads_what_is_written(project, spec, folder, tmp_path):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 KNOWN = json.loads((HERE / "musubi_0.3.4_arguments.json").read_text())
 GOLDEN = HERE / "musubi_golden"
-SPEC_OPTIONS = ({}, {"optimizer": "adafactor", "blocks_to_swap": 5})
+SPEC_OPTIONS = ({}, {"optimizer": "adafactor", "blocks_to_swap": 5}, {"fp8_text_encoder": True})
 
 
 def spec_of(architecture, **changes):
@@ -90,8 +90,9 @@ def test_the_three_programs_are_one_job(checkout, job):
     assert told["env"]["PYTHONPATH"] == str(checkout.parent) and told["config"]["model_version"] == "edit-2509"
     data = Path(told["config"]["dataset_config"]).parent
     assert sorted(path.name for path in (data / "control").iterdir())[:3] == ["p0001_0.png", "p0001_1.png", "p0002_0.png"]
-    prompt = (job.folder / "config" / "prompts.txt").read_text()
-    assert prompt.count("--ci ") == 2 and "/control/p0001_0.png --ci " in prompt
+    (prompt,) = json.loads((job.folder / "config" / "prompts.json").read_text())
+    assert [Path(path).name for path in prompt["control_image_path"]] == ["p0001_0.png", "p0001_1.png"]
+    assert prompt["cfg_scale"] == 4.0 and prompt["discrete_flow_shift"] == 2.2
     assert [step for step, _, _ in job.sampled()] == [0, 5, 10, 15, 20], "the first is without the LoRA"
 
 
@@ -159,6 +160,16 @@ def test_too_old_absent_and_of_unknown_generation(checkout, job, project, models
         preflight.check(other)
     told = "\n".join(caught.value.problems)
     assert "set MUSUBI_ROOT" in told and "does not say which Qwen-Image-Edit it is" in told and "mine.safetensors is not in" in told
+
+
+def test_eight_bits_that_it_would_break_off_with_are_refused(checkout, project, models, tmp_path):
+    """musubi-tuner 0.3.4 misspells a type for Kontext's text encoder; where it does, it is known before anything is loaded."""
+    job = edit_job(project, "musubi", models, tmp_path, options={"fp8_text_encoder": True})
+    assert musubi.Musubi().check(job)
+    script = checkout / "qwen_image_train_network.py"
+    script.write_text(f"dtype = lambda: {musubi.SLIP}\n{script.read_text(encoding='utf-8')}", encoding="utf-8")
+    with pytest.raises(EngineNotInstalled, match="breaks off with fp8_vl, by a slip of its own: set fp8_text_encoder = false"):
+        musubi.Musubi().check(job)
 
 
 def test_what_an_engine_cannot_do_is_known_with_those_that_can(project, tmp_path):
