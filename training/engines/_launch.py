@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,9 @@ SHOWN = 8  # of them told
 LOOK_EVERY_S = 0.25
 DRAIN_S = 5.0  # for what is still in the pipe when the trainer has ended
 
+BY_HAND = (
+    "What was started last, as it was. Change the settings it names, or these, and start this file in a terminal; the results lie in out/."
+)
 _BAR = re.compile(r"\d+%\|")  # of anything: loading, caching, training
 _SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$")
 _OURS = re.compile(r"^(?:PYTHON|VIRTUAL_ENV|CONDA|PIP_|UV_|FLEN_|COMFY)")
@@ -137,7 +141,39 @@ def launch(
         raise failure(process.returncode, tail)
 
 
+def by_hand(command: Command, *, windows: bool = WINDOWS) -> tuple[str, str]:
+    """Name and text of a file that starts this command as it was, in a terminal and without us: for sh, or for Windows' cmd.
+
+    One option a line, so that it can be read and changed.
+    """
+    quote = _for_cmd if windows else shlex.quote
+    rows: list[str] = []
+    for word in (str(command.program), *command.arguments):
+        if not rows or word.startswith("--"):
+            rows.append(quote(word))
+        else:
+            rows[-1] += f" {quote(word)}"
+    env = {"PYTHONUTF8": "1", **command.env}
+    is_script = bool(command.arguments) and command.arguments[0].endswith(".py")
+    name = f"run-{Path(command.arguments[0] if is_script else command.program).stem}"
+    if windows:
+        head = ["@echo off", "chcp 65001 >nul", f"rem {BY_HAND}", f"cd /d {quote(str(command.cwd))}"]
+        head += [f'set "{key}={value.replace("%", "%%")}"' for key, value in env.items()]
+        return f"{name}.cmd", "\r\n".join([*head, " ^\r\n  ".join(rows), ""])
+    head = ["#!/bin/sh", f"# {BY_HAND}", f"cd {quote(str(command.cwd))} || exit"]
+    head += [f"export {key}={quote(value)}" for key, value in env.items()]
+    return f"{name}.sh", "\n".join([*head, " \\\n  ".join(rows), ""])
+
+
+def _for_cmd(word: str) -> str:
+    """Quoted for a program, for cmd, and for a batch file: three readers with rules of their own."""
+    quoted = subprocess.list2cmdline([word]).replace("%", "%%")
+    return f'"{quoted}"' if re.search(r"[&|<>()^]", quoted) and not quoted.startswith('"') else quoted
+
+
 def _start(command: Command, job: Job) -> subprocess.Popen[bytes]:
+    name, text = by_hand(command)
+    write_text(job.folder / "config" / name, text)
     try:
         process = subprocess.Popen(
             [str(command.program), *command.arguments],

@@ -95,7 +95,6 @@ class DiffusersScripts:
         told = arguments(job.spec, _model(job), folder, out)
         resumes = any(out.glob("checkpoint-*/random_states_0.pkl"))
         words = command_line({**told, **({"resume_from_checkpoint": "latest"} if resumes else {})})
-        _launch.write_text(job.folder / "config" / "command.txt", "\n".join([_script(root, job.spec).name, *words]) + "\n")
         job.append("phase", name="loading the model, caching images and captions")
         command = _launch.Command(_launch.interpreter(root, PYTHON), (str(_script(root, job.spec)), *words), root)
         _launch.launch(command, job, read=read, seen=lambda line: _noticed(job, line))

@@ -25,7 +25,8 @@ def lora(path, step):
     """One attention layer as ai-toolkit names it, without alpha; the step is in the metadata."""
     rank, layer = process["network"]["linear"], "diffusion_model.transformer_blocks.0.attn.to_q"
     data = struct.pack("<f", 0.5) * rank * 3072
-    header = {"__metadata__": {"training_info": json.dumps({"step": step, "epoch": 0})}}
+    places = {"config": json.dumps(process), "home": "~/loras"}
+    header = {"__metadata__": {"training_info": json.dumps({"step": step, "epoch": 0}), **places}}
     for number, (part, shape) in enumerate((("A", [rank, 3072]), ("B", [3072, rank]))):
         header[f"{layer}.lora_{part}.weight"] = {
             "dtype": "F32",

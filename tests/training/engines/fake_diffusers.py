@@ -38,6 +38,7 @@ header = {
     f"{layer}.lora_{part}.weight": {"dtype": "F32", "shape": shape, "data_offsets": [number * len(data), (number + 1) * len(data)]}
     for number, (part, shape) in enumerate((("A", [rank, 3072]), ("B", [3072, rank])))
 }
+header["__metadata__"] = {"format": "pt", "output": str(out)}
 head = json.dumps(header).encode()
 if plan != "nothing":
     (out / "pytorch_lora_weights.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + data + data)

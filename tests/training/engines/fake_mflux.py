@@ -30,7 +30,7 @@ total = config["training_loop"]["num_epochs"] * -(-len(images) // config["traini
 
 def save(step):
     layer, data = "transformer.transformer_blocks.0.attn.to_q", struct.pack("<f", 0.5) * rank * 3072
-    header = {}
+    header = {"__metadata__": {"mflux_version": "0.24.0", "data": config["data"]}}
     for number, (part, shape) in enumerate((("A", [rank, 3072]), ("B", [3072, rank]))):
         header[f"{layer}.lora_{part}.weight"] = {
             "dtype": "F32",

@@ -31,7 +31,8 @@ FAMILIES = {"fal": "transformer.transformer_blocks.0.attn.to_q", "replicate": "t
 def lora(prefix="transformer."):
     name = f"{prefix}transformer_blocks.0.attn.to_q"
     return save(
-        {f"{name}.lora_A.weight": np.full((4, 3072), 0.5, np.float16), f"{name}.lora_B.weight": np.full((3072, 4), 0.5, np.float16)}
+        {f"{name}.lora_A.weight": np.full((4, 3072), 0.5, np.float16), f"{name}.lora_B.weight": np.full((3072, 4), 0.5, np.float16)},
+        {"format": "pt", "config": "/src/output/flux_train_replicate"},
     )
 
 
