@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import math
 import re
 import sqlite3
 import time
@@ -43,6 +44,7 @@ _BAR = re.compile(r"%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?lr: [-+.\w]+ loss: ([-+.\w
 _SAVED = re.compile(r"Saved checkpoint to (.+_(\d{9})\.safetensors)")
 _SAMPLE = re.compile(r"__(\d{9})_(\d+)\.\w+$")
 _SAVED_ALL = "Saved optimizer to"
+SAMPLE_STEPS = 20
 SAVE_S = 300.0  # how long a stop waits for the checkpoint it asked for
 _SKIPPED = "OOM during training step"
 _UNREAD = re.compile(r"Error (?:loading|processing) (?:control )?(?:image|file)")
@@ -176,7 +178,7 @@ class AiToolkit:
         control = _Control(job.folder / "aitk.db", job)
         control.create()
         command = _launch.Command(_launch.interpreter(root, PYTHON), (str(root / "run.py"), str(path)), root, {"AITK_JOB_ID": job.id})
-        _launch.launch(command, job, read=read, seen=control.seen, ready=control.saved)
+        _launch.launch(command, job, read=read, seen=control.seen, stepped=lambda step: _sampled(job, before=step), ready=control.saved)
         return _collect(job)
 
 
@@ -291,11 +293,12 @@ def _samples(spec: TrainingSpec, dataset: PairedDataset | None) -> dict[str, Any
         rows.append({"prompt": prompt, **{name: control.path.as_posix() for name, control in zip(names, controls, strict=False)}})
     return {
         "sampler": "flowmatch",
+        "neg": "",  # its default is no text, and encoding that breaks off
         "sample_every": spec.save_every,
         "width": side,
         "height": side,
         "guidance_scale": 4,
-        "sample_steps": 20,
+        "sample_steps": SAMPLE_STEPS,
         "seed": spec.seed,
         "samples": rows,
     }
@@ -459,11 +462,12 @@ def _noticed(job: Job, line: str) -> None:
         _sampled(job)
 
 
-def _sampled(job: Job) -> None:
+def _sampled(job: Job, before: float = math.inf) -> None:
+    """Samples that are not told yet. Of the step `before`, and later ones, a file may still be half written."""
     told = {event["file"] for event in job.events() if event["kind"] == "sample"}
     for path in sorted((job.folder / "out" / job.id / "samples").glob("*")):
         name, found = path.relative_to(job.folder).as_posix(), _SAMPLE.search(path.name)
-        if found and name not in told:
+        if found and name not in told and int(found[1]) < before:
             job.append("sample", step=int(found[1]), prompt=int(found[2]), file=name)
 
 

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from comfyui_flenwheel.flywheel.images import png_bytes, write_whole
+from comfyui_flenwheel.flywheel.images import open_image, png_bytes, write_whole
 from comfyui_flenwheel.training import job as jobs
-from comfyui_flenwheel.training import run
+from comfyui_flenwheel.training import proof, run
 from comfyui_flenwheel.training.engines import _dataset, _launch, ai_toolkit
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 from PIL import Image
@@ -412,3 +413,46 @@ def test_the_kept_keys_cover_what_is_written():
 )
 def test_only_the_bar_of_the_training_counts(line, progress):
     assert ai_toolkit.read(line) == progress
+
+
+@pytest.fixture
+def without_a_card(tmp_path, monkeypatch):
+    """ai-toolkit itself, told two things about a card that is not there, since one of its other models asks for them while it is imported."""
+    root = os.environ.get("AITK_ROOT")
+    if not root:
+        pytest.skip("AITK_ROOT names no checkout of ai-toolkit with a Python of its own; stand-ins drew the samples")
+    copy = tmp_path / "Zoë's trainers" / "ai-toolkit"
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("venv", ".git", "ui", "output", "assets"))
+    script = copy / "run.py"
+    told = (
+        "import torch, types\n"
+        "torch.cuda.current_device = lambda: 0\n"
+        "torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(warp_size=32)\n"
+    )
+    script.write_text(told + script.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setenv("AITK_PYTHON", str(_launch.interpreter(Path(root), ai_toolkit.PYTHON)))
+    monkeypatch.setenv("AITK_ROOT", str(copy))
+    return copy
+
+
+def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, tmp_path, without_a_card, monkeypatch):
+    """A whole run with the smallest Qwen-Image-Edit, and what our job sees of the samples and of the LoRA."""
+    from . import peft_tiny
+
+    monkeypatch.setattr(ai_toolkit, "SAMPLE_STEPS", 2)
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    model = peft_tiny.model(tmp_path / "models" / "Qwen-Image-Edit-2509")
+    layers = diffusers.QwenImageTransformer2DModel.from_pretrained(model / "transformer").named_modules()
+    sizes = {name: (one.out_features, one.in_features) for name, one in layers if isinstance(one, torch.nn.Linear) and "_blocks." in name}
+    monkeypatch.setattr(proof, "modules", lambda _: sizes)  # those of this model, which is smaller than the one the table is of
+    told = {"model": str(model), "qtype": "none", "optimizer": "adamw"}
+    job = edit_job(
+        project, "ai_toolkit", tmp_path, tmp_path / "loras", steps=2, save_every=1, sample_prompts=("make it night",), options=told
+    )
+    assert run.work(job) == 0, (job.status(), job.log.read_text(encoding="utf-8")[-3000:])
+    assert [step for step, _, _ in job.sampled()] == [0, 1, 2]
+    kinds = [(event["kind"], event["step"]) for event in job.events() if event["kind"] in ("step", "sample", "checkpoint")]
+    assert kinds.index(("sample", 0)) < kinds.index(("checkpoint", 1)), "the first is seen before the first checkpoint"
+    first, *_, last = [open_image(path).image for _, _, path in job.sampled()]
+    assert first.size == last.size == (128, 128)
+    assert run.result_of(job).layers == len(sizes) == 28
