@@ -218,16 +218,17 @@ def _called(model: ModelFolder) -> str:
 def _stream(made: Any, files: TensorFiles, precision: Precision, dtype: torch.dtype, device: Any, progress: Progress) -> None:
     layers = {name: layer for name, layer in made.named_modules() if isinstance(layer, nn.Linear)}
     names = [name for name, _ in made.named_parameters()]
+    own = precision != "as stored"  # a part that stays a view of the file would keep the whole of it in memory, which was read to quantise it
     for count, name in enumerate(names):
         progress(count, len(names))
         owner, _, last = name.rpartition(".")
         if last == "bias" and owner in layers and f"{owner}.weight" in files and _quantised_owner(files, owner, layers[owner], precision):
             continue  # goes with its weight
         if last == "weight" and owner in layers and _quantised_owner(files, owner, layers[owner], precision):
-            bias = files.read(f"{owner}.bias") if f"{owner}.bias" in files else None
+            bias = files.read(f"{owner}.bias").to(device, dtype, copy=own) if f"{owner}.bias" in files else None
             _put(made, owner, _layer(files, owner, bias, precision, dtype, device))
             continue
-        made.get_submodule(owner)._parameters[last] = nn.Parameter(files.read(name).to(device, dtype), requires_grad=False)
+        made.get_submodule(owner)._parameters[last] = nn.Parameter(files.read(name).to(device, dtype, copy=own), requires_grad=False)
     progress(len(names), len(names))
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -455,3 +456,12 @@ def test_the_file_says_what_it_is_and_names_no_path(made, tmp_path):
     marks = lora.inspect(run.result_of(job).path).metadata
     assert marks["flenwheel.model"] == "Qwen-Image-Edit-2509" and marks["flenwheel.control_megapixels"] == "0"
     assert str(tmp_path) not in json.dumps(dict(marks))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells which files are mapped")
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+def test_a_quantised_base_lets_go_of_the_file_it_was_made_from(made, model, precision):
+    """Else every page that was read to quantise it counts as memory of the training."""
+    ready = training(made(precision=precision))
+    mapped = Path("/proc/self/maps").read_text()
+    assert str(model / "transformer") not in mapped and ready.step(1) > 0
