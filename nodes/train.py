@@ -230,7 +230,7 @@ def _dry_run(training: sockets.Training, hold: bool, train_in: str | None) -> tu
     lines = [
         f"Dry run: it fits, {pace:.2g} s per step. The whole training of {whole.steps} steps will take about {host.duration(pace * whole.steps)}.",
         f"At most {card.gib(last.peak_bytes)} of memory." if last.peak_bytes else "",
-        f"The first sample comes at step {whole.save_every}, after about {host.duration(_warm_up_s(last) + pace * whole.save_every)}.",
+        f"The first sample with the LoRA comes at step {whole.save_every}, after about {host.duration(_warm_up_s(last) + pace * whole.save_every)}.",
         smaller,
         _next_step(changes, trained=then is not None),
     ]
