@@ -375,9 +375,8 @@ def _key_problems(root: Path, spec: TrainingSpec) -> list[str]:
         return [f"this musubi-tuner has no {', '.join(gone)}: it is too old for {ARCHITECTURES[spec.architecture]}; update it"]
     known = _launch.arguments_of(sources)
     problems = _launch.key_problems(config(spec, {}, Path(), Path(), 0, None), known, "musubi-tuner")
-    if MusubiOptions(**spec.options).fp8_text_encoder and any(
-        SLIP in script.read_text(encoding="utf-8") for script in _encoding(root, family)
-    ):  # type: ignore[arg-type]
+    options = MusubiOptions(**spec.options)  # type: ignore[arg-type]
+    if options.fp8_text_encoder and any(SLIP in script.read_text(encoding="utf-8") for script in _encoding(root, family)):
         problems.append(f"this musubi-tuner breaks off with {LIGHT[family.scripts]}, by a slip of its own: set fp8_text_encoder = false")
     if spec.architecture == "qwen_image_edit" and version(spec) and f'"{version(spec)}"' not in sources[-1].read_text(encoding="utf-8"):
         problems.append(f"this musubi-tuner does not know Qwen-Image-{version(spec)}: update it")
