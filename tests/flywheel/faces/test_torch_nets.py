@@ -140,3 +140,49 @@ def test_threads_that_share_the_processors_compute_alone_and_no_other_thread_doe
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def every_level(detector, pixels):
+    """What the detector sees when nothing is left out or rounded."""
+    with torch.inference_mode():
+        maps = [(level.shape, detector._map(level, detector._layers)) for level in detector._pyramid(pixels)]
+        found = [face for size, map in maps for face in torch_nets._peaks(map, size, pixels.shape, 0.6)]
+    return torch_nets._without_repeats(sorted(found, key=lambda face: -face[1]))
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_first_glance_loses_and_moves_no_face(files, rounded):
+    detector = torch_nets.Detector(files["cnn"], CPU)
+    detector._glancing = [layer.rounded() for layer in detector._layers] if rounded else detector._layers
+    faces = 0
+    for number, path in enumerate(portraits()):
+        image = open_image(path, at_least=512).image
+        image.thumbnail((512 - 40 * (number % 4), 512 - 40 * (number % 4)))
+        for turned in (image, image.rotate(30)):
+            pixels = np.asarray(turned)
+            exact, glanced = every_level(detector, pixels), detector(pixels, 0.6)
+            assert [box for box, _ in glanced] == [box for box, _ in exact], path.name
+            assert [sure for _, sure in glanced] == pytest.approx([sure for _, sure in exact], abs=1e-5)
+            faces += len(exact)
+    assert faces >= 10
+
+
+def test_rounding_is_used_only_where_it_is_quicker_and_right(files, monkeypatch):
+    def glances(*clock):
+        ticks = iter(clock)
+        monkeypatch.setattr(torch_nets.time, "perf_counter", lambda: next(ticks))
+        detector = torch_nets.Detector(files["cnn"], CPU)
+        return "rounded" if detector._glancing is not detector._layers else "exact"
+
+    assert glances(0, 2, 2, 3) == "rounded" and glances(0, 1, 1, 3) == "exact"
+    right = torch_nets._Convolution.rounded
+    monkeypatch.setattr(
+        torch_nets._Convolution, "rounded", lambda layer: torch_nets.replace(right(layer), bias=right(layer).bias + torch_nets.ROUNDED)
+    )
+    assert glances(0, 2, 2, 3) == "exact", "wrong"
+
+    def missing(layer):
+        return torch_nets.replace(layer, weight=layer.weight.bfloat16())  # torch refuses to mix the two
+
+    monkeypatch.setattr(torch_nets._Convolution, "rounded", missing)
+    assert glances(0, 2, 2, 3) == "exact", "impossible"
