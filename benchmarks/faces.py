@@ -4,8 +4,9 @@
 
 One run, the same files, three ways: the loop everybody writes with `face_recognition`, its command line on two processors, and ours. The files
 are made from the pictures of the templates that ComfyUI installs, 1024 px: those in which HOG sees a face, as PNG and as JPEG, where both ways do the
-same work; six without any face and those in which only the CNN sees one, where ours goes on looking and the loop has given up. Each way runs in a
-process of its own, in turn, PNG twice; the better counts. How often two
+same work; six without any face and those in which only the CNN sees one, where ours goes on looking and the loop has given up; and the first and the six
+together, where ours also runs without its CNN, which is the work of the others. Each way runs in a
+process of its own, in turn, PNG and the mix twice; the better counts. How often two
 ways decide differently is compared with how often the loop differs from itself when three rows and columns of pixels are cut off.
 How long decoding alone takes is a row of its own: nobody is spared that. With FLEN_COMFYUI, a real ComfyUI measures the same files while a client asks it for an answer a hundred times a second.
 Needs dlib-bin, face_recognition, face_recognition_models and ComfyUI's template package. Prints the tables and writes results/faces.md.
@@ -55,6 +56,7 @@ WITH, WITHOUT, HARD = 38, 6, 12
 KINDS = {
     "png": "PNG in which HOG sees a face",
     "jpg": "JPEG of the same",
+    "mix": "PNG, those with a face and those without one in one folder",
     "hard": "PNG in which HOG sees no face and the CNN does",
     "empty": "PNG without a face, which ours knows after the CNN has looked too",
 }
@@ -77,9 +79,16 @@ def template_pictures() -> list[Path]:
 
 
 def prepare(folder: Path, engine: Embedder) -> None:
-    """The files: `png` and `jpg` hold the same pictures, `hard` those in which HOG sees nothing and the CNN does, `empty` those without a face."""
-    for kind in ("png", "jpg", "hard", "empty"):
+    """The files: `png` and `jpg` hold the same pictures, `hard` those in which HOG sees nothing and the CNN does, `empty` those without a face,
+    `mix` all of `png` and `empty`."""
+    for kind in KINDS:
         (folder / kind).mkdir(parents=True)
+    _choose(folder, engine)
+    for path in [*(folder / "png").iterdir(), *(folder / "empty").iterdir()]:
+        shutil.copy(path, folder / "mix")
+
+
+def _choose(folder: Path, engine: Embedder) -> None:
     for path in template_pictures():
         if len(list((folder / "png").iterdir())) == WITH:
             return
@@ -138,6 +147,12 @@ def _cut(pixels: np.ndarray, px: int) -> np.ndarray:
 def ours(folder: Path) -> dict[str, Any]:
     """Ours as in ComfyUI: an event loop that wants its turn every 5 ms, and the measuring beside it."""
     return asyncio.run(_ours(folder))
+
+
+def without_cnn(folder: Path) -> dict[str, Any]:
+    """Ours, asking HOG alone."""
+    embedder().nets.faces = lambda *_: []
+    return ours(folder)
 
 
 async def _ours(folder: Path) -> dict[str, Any]:
@@ -346,7 +361,13 @@ def best(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    ways = {"--naive": naive, "--shifted": lambda folder: naive(folder, 3), "--ours": ours, "--decoding": decoding}
+    ways = {
+        "--naive": naive,
+        "--shifted": lambda folder: naive(folder, 3),
+        "--ours": ours,
+        "--without": without_cnn,
+        "--decoding": decoding,
+    }
     if len(sys.argv) > 2 and sys.argv[1] in ways:
         print(json.dumps(ways[sys.argv[1]](Path(sys.argv[2]))))
         return
@@ -360,13 +381,16 @@ def main() -> None:
         counts = {kind: len(list((folder / kind).iterdir())) for kind in KINDS}
         loops: dict[str, list[dict[str, Any]]] = {kind: [] for kind in counts}
         runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in counts}
-        lines: dict[str, list[float]] = {"png": [], "jpg": []}
-        for kind in ("png", "jpg", "png", "hard", "empty"):
+        lines: dict[str, list[float]] = {"png": [], "jpg": [], "mix": []}
+        hog_alone: list[dict[str, Any]] = []
+        for kind in ("png", "mix", "jpg", "png", "mix", "hard", "empty"):
             loops[kind].append(_apart("naive", folder / kind))
             runs[kind].append(_apart("ours", folder / kind))
             if kind in lines:
                 lines[kind].append(command_line(known, folder / kind))
                 runs[kind].append(_apart("ours", folder / kind))
+            if kind == "mix":
+                hog_alone.append(_apart("without", folder / kind))
         decoded = {kind: _apart("decoding", folder / kind) for kind in counts}
         cut = _apart("shifted", folder / "png")
         waits = in_comfyui(folder / "png") if "FLEN_COMFYUI" in os.environ else None
@@ -378,6 +402,8 @@ def main() -> None:
         if kind in lines:
             tables += row("`face_recognition --cpus 2`", counts[kind], {"wall": min(lines[kind])}, loop) + "\n"
         tables += row(f"ours, {HELPERS} helpers", counts[kind], mine, loop) + "\n"
+        if kind == "mix":
+            tables += row("ours without the CNN, which is the work of the others", counts[kind], best(hog_alone), loop) + "\n"
         for name, spent in (("Pillow, as the others decode", decoded[kind]["pillow"]), ("ours", decoded[kind]["ours"])):
             tables += f"| decoding alone, {name} | | | {spent / counts[kind] * 1000:.0f} | {loop['cpu'] / spent:.1f} |\n"
         if kind in lines:
@@ -386,8 +412,6 @@ def main() -> None:
                 " (goal: 6).\n"
             )
     told = runs["png"][-1]
-    mixed = [sum(best(ran[kind])["wall"] for kind in ("png", "empty")) for ran in (loops, runs)]
-    tables += f"\nThe PNG with a face and those without one together, as ours and the loop do them: {mixed[0] / mixed[1]:.1f} times.\n"
     table = f"""# Measuring faces
 
 1024 px on the longer side; {os.cpu_count()} cores, load {_load()}, Python {platform.python_version()}; the best of one to {2 * TIMES} runs \
