@@ -19,6 +19,7 @@ from typing import Any
 
 from . import captions
 from .dataset import Dataset, ImageRecord
+from .drawings import doubt, drawn_character
 from .errors import DatasetError, IdentityError
 from .faces import Embedder, Face
 from .faces.measure import measure
@@ -111,6 +112,7 @@ def curate(
     odd, doubts = _odd_ones(project, photos, embedder)
     photos = [_pointed_at(photo, odd, described) for photo in photos]
     notes += doubts
+    notes += _asked(project, faces, [entry["caption"] for entry in described.values()])
     checklist = _checklist(project, photos)
     captions.write_text_files(stage.folder, {name: entry["caption"] for name, entry in described.items()})
     write_entries(stage, entries, described, [{"original": photo.original, "problems": list(photo.problems)} for photo in refused])
@@ -205,12 +207,20 @@ def _odd_ones(project: Project, photos: list[Photo], embedder: Embedder | None) 
     records = tuple(photo.record for photo in photos if photo.usable and photo.record)
     if embedder is None or not records:
         return {}, []
+    if drawn := drawn_character(project):
+        return {}, [f"faces are not compared, because the character is drawn: {drawn}"]
     try:
         odd = choose_references(Dataset(project, "source", records), embedder).odd
     except IdentityError as error:
         return {}, [f"the photos do not show one person clearly: {error}"]
     bound = f" (faces up to {embedder.reach:.2f} apart count as one person)"
     return {photo.name: f"it {photo.words}{bound}" for photo in odd}, []
+
+
+def _asked(project: Project, faces: Mapping[str, tuple[Face, ...]], captions_written: Iterable[str]) -> list[str]:
+    """Whether the character is drawn, where it looks or sounds so and nobody has said it."""
+    asked = "" if drawn_character(project) else doubt(list(faces.values()), captions_written)
+    return [asked] if asked else []
 
 
 def _pointed_at(photo: Photo, odd: Mapping[str, str], described: Mapping[str, dict[str, Any]]) -> Photo:

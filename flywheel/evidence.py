@@ -347,13 +347,14 @@ def _faces_beside(desk: Desk, key: str, score: identity.IdentityScore | None) ->
     found = known_faces(project, [key, *(photo["key"] for photo in photographs)], score.embedder)
     main = {image: seen[0] for image, faces in found.items() if (seen := prominent(faces))}
     face = main.get(key)
+    measured = face if score.state == "measured" else None  # what proves nothing, or is drawn, is like nobody by any number
     beside = [(photo, main[photo["key"]]) for photo in photographs if photo["key"] in main]
     reach = _reach(desk, score)
     references = [
-        {"name": photo["filename"], "key": photo["key"], "similarity": round(_alike(face, other, reach), 4) if face else None}
+        {"name": photo["filename"], "key": photo["key"], "similarity": round(_alike(measured, other, reach), 4) if measured else None}
         for photo, other in beside
     ]
-    pairs = [_alike(one, other, reach) for number, (_, one) in enumerate(beside) for _, other in beside[number + 1 :]]
+    pairs = [_alike(one, other, reach) for number, (_, one) in enumerate(beside if measured else []) for _, other in beside[number + 1 :]]
     matched = next((other for photo, other in beside if photo["filename"] == score.matched), None)
     return {
         "references": sorted(references, key=lambda reference: -(reference["similarity"] or 0.0)),

@@ -11,13 +11,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .candidates import Shelf
 from .dataset import Dataset
+from .drawings import drawings
 from .errors import IdentityError, ScoreMismatch
 from .faces import Embedder, Face, prominent
 from .faces.measure import known, measure, remember
 from .images import value_key
-from .instructions import drawing_asked_for
 from .project import Project
 from .store import connect
 
@@ -81,7 +80,8 @@ class ReferenceSet:
     photographs look unlike the others and are no references.
 
     `rule`: an image is compared with the nearest reference (best: says which one matched, and a half profile is of use), or with the mean of
-    all (mean: a third fewer errors, but one wrong person among the references spoils it). `reach`: see Embedder.
+    all (mean: a third fewer errors, but one wrong person among the references spoils it). `reach`: see Embedder. `drawn`: why the character
+    counts as drawn, where it does; there are no references then, and nothing is scored.
     """
 
     names: tuple[str, ...]
@@ -92,6 +92,7 @@ class ReferenceSet:
     rule: Rule = "best"
     notes: tuple[str, ...] = ()
     odd: tuple[Odd, ...] = ()
+    drawn: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -146,8 +147,13 @@ def band(similarity: float) -> Band:
     return "match" if similarity >= MATCH else "review" if similarity >= REVIEW else "different"
 
 
-def score(dataset: Dataset, references: ReferenceSet, embedder: Embedder, *, report: Report | None = None) -> Scores:
+def score(
+    dataset: Dataset, references: ReferenceSet, embedder: Embedder, *, drawn_too: bool = False, report: Report | None = None
+) -> Scores:
     """Similarity of every image to its nearest reference; faces that were measured before are not measured again.
+
+    An image that counts as drawn (see `drawings`) is unverifiable, unless with `drawn_too` somebody says that these words mean something
+    else: then it gets its number and a note. Of a drawn character nothing is measured.
 
     A photograph that is a reference itself is compared with the other references, so that it does not vouch for itself. Where it is the
     only one it gets 1.0: it defines the character. `report(done, total)` is called on this thread; it may raise to stop, and what is
@@ -158,6 +164,10 @@ def score(dataset: Dataset, references: ReferenceSet, embedder: Embedder, *, rep
     """
     fingerprint = agreed(references, embedder)
     files = {image.key: dataset.path(image) for image in dataset.images}
+    if references.drawn:
+        by_key = {key: _refused(key, references, references.drawn) for key in files}
+        _store(dataset.project, by_key.values())
+        return Scores(dataset, references.fingerprint, fingerprint, by_key)
     measured = measure(dataset.project, files, embedder, report=report)
     for problem in measured.problems.values():
         log.warning("no identity score: %s", problem)
@@ -167,24 +177,30 @@ def score(dataset: Dataset, references: ReferenceSet, embedder: Embedder, *, rep
         else _scored(key, measured.faces[key], references)
         for key in files
     }
-    by_key |= {key: replace(by_key[key], note=doubt) for key, doubt in _drawn(dataset).items() if by_key[key].state == "measured"}
+    drawn = {key: why for key, why in drawings(dataset.project).items() if key in by_key and by_key[key].state == "measured"}
+    by_key |= {
+        key: _doubted(by_key[key], why) if drawn_too else _refused(key, references, why, by_key[key].faces) for key, why in drawn.items()
+    }
     _store(dataset.project, by_key.values())
     return Scores(dataset, references.fingerprint, fingerprint, by_key)
 
 
 def score_image(image: Image.Image, key: str, project: Project, references: ReferenceSet, embedder: Embedder) -> IdentityScore:
-    """The score of one upright RGB image that is already in memory; `key` is the content key of its file.
+    """The score of one upright RGB image that is already in memory; `key` is the content key of its file. As in `score`, what is drawn gets none.
 
     Raises:
         ScoreMismatch: the references were measured by another embedder.
         IdentityError: the engine failed on this image.
     """
     fingerprint = agreed(references, embedder)
-    faces = known(project, [key], fingerprint).get(key)
-    if faces is None:
-        faces = embedder.faces(image)
-        remember(project, fingerprint, {key: faces})
-    scored = _scored(key, faces, references)
+    if why := references.drawn or drawings(project).get(key):
+        scored = _refused(key, references, why)
+    else:
+        faces = known(project, [key], fingerprint).get(key)
+        if faces is None:
+            faces = embedder.faces(image)
+            remember(project, fingerprint, {key: faces})
+        scored = _scored(key, faces, references)
     _store(project, [scored])
     return scored
 
@@ -263,16 +279,15 @@ def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet) -> Iden
     )
 
 
-def _drawn(dataset: Dataset) -> dict[str, str]:
-    """Why to doubt the scores of images, by key, whose prompt asks for a drawing: no figure of the face tells one from a photograph."""
-    asked = {
-        lineage.image_key: drawing_asked_for(str(lineage.facts.get("prompt") or "")) for lineage in Shelf(dataset.stage).lineages.values()
-    }
-    return {
-        image.key: f"may be drawn: its prompt asks for {style!r}, and the number of a drawn face means little"
-        for image in dataset.images
-        if (style := asked.get(image.key))
-    }
+def _refused(key: str, references: ReferenceSet, why: str, faces: int = 0) -> IdentityScore:
+    """Drawn, so there is no number."""
+    way_out = "" if references.drawn else "; if its words mean something else, set drawn_styles of Identity Score"
+    note = f"drawn: {why}, and the number of a drawn face means nothing{way_out}"
+    return IdentityScore(key, references.fingerprint, references.embedder, "unverifiable", faces=faces, note=note)
+
+
+def _doubted(score: IdentityScore, why: str) -> IdentityScore:
+    return replace(score, note=f"may be drawn: {why}; scored because somebody said so")
 
 
 def _unreadable(key: str, references: ReferenceSet, problem: str) -> IdentityScore:

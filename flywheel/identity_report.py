@@ -241,10 +241,12 @@ def _page(
     passed = sum(value >= threshold for value in values)
     several = sum(score.faces > 1 for score in scores.by_key.values())
     rule = "the nearest of" if references.rule == "best" else "the mean of"
+    names = f"Compared with {rule} {len(references.names)}: {', '.join(references.names)}."
+    compared = f"Compared with nothing, because the character is drawn: {references.drawn}." if references.drawn else names
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{passed} of {len(scores.by_key)} images at or above {threshold:.2f}, {len(values) - passed} below, {len(unmeasured)} not measurable;"
-        f" {several} with more than one face. Compared with {rule} {len(references.names)}: {escape(', '.join(references.names))}."
+        f" {several} with more than one face. {escape(compared)}"
         f" Engine: {escape(references.embedder)}.</p>",
         f'<img class="wide" alt="How the similarities are spread" src="{_inline(spread)}">',
     ]

@@ -70,10 +70,14 @@ _OWN_NOUN: dict[str, re.Pattern[str]] = {
     "camera": re.compile(r"\s+(?:camera )?(?:angle|view|perspective)$", re.IGNORECASE),
 }
 _HAND_MADE = re.compile(
-    r"\b(?:anime|manga|cartoon|chibi|toon|comic|drawn|drawing|sketch|illustrat(?:ed|ion)|painted|painting|stylised|stylized|mascot|puppet"
-    r"|watercolou?r|sculpture|claymation|pixel art|3d|pixar|disney|ghibli)\b",
+    r"\b(?:anime|manga|manhwa|webtoon|cartoon|chibi|toon|comic|drawn|drawing|sketch|illustrat(?:ed|ion)|painted|painting|stylised|stylized|mascot"
+    r"|puppet|vtuber|animated|cel[- ]shad(?:ed|ing)|watercolou?r|sculpture|claymation|pixel art|3d|pixar|disney|ghibli)s?\b",
     re.IGNORECASE,
 )
+# words for the whole picture: "an anime drawing of …", or a part between commas such as "anime style"
+_WHOLE = re.compile(r"^(?:an? |the )?((?:[\w-]+ ){0,3}[\w-]+) of\b|(?:^|,) ?((?:[\w-]+ ){1,4})style(?=[.,]|$)", re.IGNORECASE)
+_INTO_PHOTOGRAPH = re.compile(r"\binto an? (?:[\w-]+ ){0,3}photo(?:graph)?\b", re.IGNORECASE)
+_PHOTOGRAPH = re.compile(r"\b(?:photo(?:s|graph|graphs|graphic|realis\w+|real)?|realis\w+|real (?:person|life))\b", re.IGNORECASE)
 _SHORTHAND = {"blur": "blurred", "remove": "plain"}
 
 
@@ -83,9 +87,18 @@ def is_hand_made(words: str) -> bool:
 
 
 def drawing_asked_for(prompt: str) -> str:
-    """The style an edit prompt asks for where that is no photograph's, such as "anime"; else empty."""
+    """The style a prompt asks for where that is no photograph's, such as "anime"; else empty. Only words for the whole picture count: a shirt with
+    a cartoon on it is no drawing."""
+    wish, text = parse(prompt), " ".join(prompt.split())
+    wished = [wish.value] if wish.kind == "style" else []
+    said = [(found[1] or found[2]).strip() for found in _WHOLE.finditer(text)]
+    return next((style for style in (*wished, *said) if is_hand_made(style)), "")
+
+
+def photograph_asked_for(prompt: str) -> bool:
+    """Whether an edit prompt asks for the style of a photograph."""
     wish = parse(prompt)
-    return wish.value if wish.kind == "style" and is_hand_made(wish.value) else ""
+    return bool(_PHOTOGRAPH.search(wish.value) if wish.kind == "style" else _INTO_PHOTOGRAPH.search(prompt))
 
 
 def parse(prompt: str) -> Instruction:

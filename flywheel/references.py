@@ -9,12 +9,17 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from .dataset import Dataset, ImageRecord
+from .drawings import SAY_SO, doubt, drawings
 from .errors import IdentityError
 from .faces import Embedder, Face, prominent
 from .faces.measure import Measured, Report, measure
 from .identity import THRESHOLD, Odd, ReferenceSet, Rule, agreed
 from .quality import FRONT_DEGREES
 
+SAID_SO = (
+    "The face engines here learned from photographs, and their numbers for drawings mean nothing. No image gets one: all go to the review, where"
+    " you judge by eye. Compare Pictures says how alike whole pictures look."
+)
 FEW = 3
 CHOSEN = 5  # references taken by themselves: 3 halve the error of 1, 5 halve it again; beyond, best-of-N lets strangers in
 ODD = 1.09  # times the reach: distance from every other reference at which a named one is pointed out
@@ -65,26 +70,31 @@ def choose_references(
     group of photographs that agree with each other is the character, and up to five of it that differ most are taken: best-of-N scoring
     gains little beyond five and lets more strangers in.
 
+    A picture that counts as drawn (see `drawings`) is none. Where the character itself may be drawn, a note or the error asks.
+
     Raises:
         IdentityError: a named photograph cannot be a reference, none can, or it is not clear which group is the character.
     """
     wanted = _named(dataset, names) if names else dataset.images
+    drawn = drawings(dataset.project)
     measured = measure(dataset.project, {image.key: dataset.path(image) for image in wanted}, embedder, report=report)
     usable: list[tuple[ImageRecord, Face]] = []
     problems: list[str] = []
     for image in wanted:
-        found = _only_face(image, measured, named=bool(names))
+        why = drawn.get(image.key)
+        found = f"{image.name} is drawn: {why}" if why else _only_face(image, measured, named=bool(names))
         if isinstance(found, str):
             problems.append(found)
         else:
             usable.append((image, found))
+    asked = doubt(list(measured.faces.values()), [image.caption for image in dataset.images])
     if names and problems:
-        raise IdentityError("These photos cannot be references; name others:", problems)
+        raise IdentityError("These photos cannot be references; name others:", [*problems, *([asked] if asked else [])])
     if not usable:
-        raise IdentityError("No photo shows one clear face that could be the reference:", problems)
+        raise IdentityError("No photo shows one clear face that could be the reference:", [*problems, asked or SAY_SO])
     chosen, odd = (usable, ()) if names else _agreeing(usable, embedder.reach)
     notes = _doubts(usable, embedder.reach) if names else [*map(str, odd), *(f"not used as a reference: {problem}" for problem in problems)]
-    notes += _advice(chosen)
+    notes += [*_advice(chosen), *([asked] if asked else [])]
     return ReferenceSet(
         tuple(image.name for image, _ in chosen),
         tuple(image.key for image, _ in chosen),
@@ -95,6 +105,11 @@ def choose_references(
         tuple(notes),
         odd,
     )
+
+
+def no_references(embedder: Embedder, drawn: str) -> ReferenceSet:
+    """The set of a character that is drawn, for the reason given: against it every image is unverifiable."""
+    return ReferenceSet((), (), (), embedder.fingerprint(), embedder.reach, notes=(SAID_SO,), drawn=drawn)
 
 
 def calibrate(dataset: Dataset, references: ReferenceSet, embedder: Embedder, *, report: Report | None = None) -> Calibration:
@@ -109,9 +124,10 @@ def calibrate(dataset: Dataset, references: ReferenceSet, embedder: Embedder, *,
     measured = measure(dataset.project, {image.key: dataset.path(image) for image in dataset.images}, embedder, report=report)
     own: dict[str, float] = {}
     others: dict[str, float] = {}
+    drawn = drawings(dataset.project)
     for image in dataset.images:
         face = _only_face(image, measured, named=False)
-        if isinstance(face, str) or references.keys == (image.key,):
+        if isinstance(face, str) or image.key in drawn or references.keys == (image.key,):
             continue
         value = references.similarity(references.nearest(face.embedding, image.key)[0])
         mine = image.key in references.keys or value >= THRESHOLD
@@ -188,7 +204,9 @@ def _agreeing(usable: list[tuple[ImageRecord, Face]], reach: float) -> tuple[lis
     groups = sorted(_groups(distances, reach), key=len, reverse=True)
     if len(groups) > 1 and len(groups[0]) == len(groups[1]):
         listed = ["; ".join(usable[index][0].name for index in group) for group in groups if len(group) == len(groups[0])]
-        raise IdentityError("It is not clear which of these people is the character. Name 3 to 5 photos of the right one:", listed)
+        raise IdentityError(
+            "It is not clear which of these people is the character. Name 3 to 5 photos of the right one:", [*listed, SAY_SO]
+        )
     group = groups[0]
     odd = tuple(Odd(usable[index][0].name, float(distances[index, group].min())) for other in groups[1:] for index in other)
     centre = min(group, key=lambda index: float(distances[index, group].sum()))

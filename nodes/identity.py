@@ -10,10 +10,10 @@ from PIL import Image
 
 from ..flywheel import identity, identity_report, sifting
 from ..flywheel.dataset import Dataset
+from ..flywheel.drawings import SAY_SO, drawn_character
 from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
-from ..flywheel.instructions import is_hand_made
-from ..flywheel.references import calibrate, choose_references
+from ..flywheel.references import calibrate, choose_references, no_references
 from ..flywheel.sheets import Tile, contact_sheet, histogram
 from . import host, sockets
 from .spread_routes import KEEP, offer, sieve_of
@@ -25,6 +25,7 @@ ENGINE = (
 )
 RULES: dict[str, identity.Rule] = {"the nearest reference": "best", "the mean of all references": "mean"}
 KINDS = ("a photographed person", "a drawn or stylised character")
+DRAWN_STYLES = ("not scored", "scored all the same")
 UNMEASURED = ("stop with an error", "give -1")
 
 
@@ -69,7 +70,7 @@ class IdentityReferences(io.ComfyNode):
                     default=KINDS[0],
                     optional=True,
                     tooltip="The engines learned faces from photographs. What they say of a drawn face means nothing, and they cannot tell that it is"
-                    " drawn: say so here, or in the project's class noun (anime girl), and no number is printed.",
+                    " drawn: say so here, or in the project's class noun (anime girl). Then no image gets a number, and all go to your review.",
                 ),
             ],
             outputs=[
@@ -85,26 +86,23 @@ class IdentityReferences(io.ComfyNode):
     def execute(
         cls, dataset: Dataset, names: str, engine: str, compare_with: str = next(iter(RULES)), kind: str = KINDS[0]
     ) -> io.NodeOutput:
-        noun = dataset.project.class_noun
-        if kind == KINDS[1] or is_hand_made(noun):
-            why = "" if kind == KINDS[1] else f", and {noun!r} is the project's class noun"
-            raise IdentityError(
-                f"A drawn or stylised character is not scored{why}: the face engines here learned from photographs, and their numbers for drawings"
-                " mean nothing. Leave Identity References, Score and Filter out and judge by eye at the Review Gate; Compare Pictures says how alike"
-                " whole pictures look."
-            )
         measuring = embedder(engine)
+        if drawn := "somebody said so in Identity References" if kind == KINDS[1] else drawn_character(dataset.project):
+            faces = no_references(measuring, drawn)
+            text = "\n".join([f"The character is drawn or stylised: {drawn}.", *faces.notes])
+            return io.NodeOutput(sockets.References(faces, measuring), text, ui=host.shown(text))
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces").count
         named = [name for name in re.split(r"[,\s]+", names) if name]
         faces = choose_references(dataset, measuring, named, rule=RULES[compare_with], report=report)
         meaning = calibrate(dataset, faces, measuring, report=report).words
-        text = "\n".join([f"References: {', '.join(faces.names)}", *meaning, *faces.notes])
+        asked = [] if any(SAY_SO in note for note in faces.notes) else [f"These numbers hold for a photographed person. {SAY_SO}"]
+        text = "\n".join([f"References: {', '.join(faces.names)}", *meaning, *faces.notes, *asked])
         return io.NodeOutput(sockets.References(faces, measuring), text, ui=host.shown(text))
 
 
 class IdentityScore(io.ComfyNode):
     """Scores how much each image looks like the references: 1 is the same photo, 0.60 about where strangers begin. An image whose face cannot be
-    measured gets no number, and says why. Faces never leave this machine."""
+    measured, or that is drawn, gets no number, and says why. Faces never leave this machine."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -116,6 +114,14 @@ class IdentityScore(io.ComfyNode):
             inputs=[
                 sockets.DATASET.Input("dataset", tooltip="Images to score: photos or candidates."),
                 sockets.REFERENCES.Input("references", tooltip="The character's face."),
+                io.Combo.Input(
+                    "drawn_styles",
+                    options=list(DRAWN_STYLES),
+                    default=DRAWN_STYLES[0],
+                    optional=True,
+                    tooltip="Images whose prompt, or whose source's prompt, asks for a drawing (in anime style, an oil painting of): the number of a drawn"
+                    " face means nothing, so they get none and go to your review. If those words mean something else here, have them scored all the same.",
+                ),
             ],
             outputs=[
                 sockets.SCORES.Output("scores", tooltip="Connect to Identity Filter."),
@@ -127,9 +133,11 @@ class IdentityScore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: Dataset, references: sockets.References) -> io.NodeOutput:
+    def execute(cls, dataset: Dataset, references: sockets.References, drawn_styles: str = DRAWN_STYLES[0]) -> io.NodeOutput:
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces")
-        scores = identity.score(dataset, references.faces, references.embedder, report=report.count)
+        scores = identity.score(
+            dataset, references.faces, references.embedder, drawn_too=drawn_styles == DRAWN_STYLES[1], report=report.count
+        )
         text = "\n".join(_line(image.name, scores.by_key[image.key]) for image in dataset.images)
         return io.NodeOutput(scores, text, ui=host.shown(text))
 
@@ -248,7 +256,8 @@ class IdentityReport(io.ComfyNode):
 
 
 class CompareFaces(io.ComfyNode):
-    """Is it the same face? Compares images of any node with one or more reference images, here on this machine. Needs no project."""
+    """Is it the same face? Compares images of any node with one or more reference images, here on this machine. Needs no project.
+    Photographed faces only: the number of a drawn one means nothing."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -28,7 +28,10 @@ class ProjectNode(io.ComfyNode):
                     tooltip="A rare word that will mean this character in captions and prompts, such as ohwx_char. Never a normal word or name.",
                 ),
                 io.String.Input(
-                    "class_noun", default="person", tooltip="The ordinary word for what the character is: person, woman, man, dog, robot …"
+                    "class_noun",
+                    default="person",
+                    tooltip="The ordinary word for what the character is: person, woman, man, dog, robot … If it is drawn, say so here (anime girl,"
+                    " cartoon dog): faces are then not scored, because the engines know photographs only.",
                 ),
                 io.Int.Input(
                     "version",

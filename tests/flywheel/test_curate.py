@@ -140,6 +140,23 @@ def test_a_removed_original_leaves_the_dataset_and_may_come_back(project, album,
     assert record(back, "IMG 2.png").name == "source_003.png" and "removed" not in metadata(project)["images"][2]
 
 
+def test_whether_the_character_is_drawn_is_asked_at_once_and_then_believed(project, album):
+    assert not any("drawn" in note for note in run(project, album).notes), "twelve clear faces"
+    for number in range(12):
+        (album / f"odd {number}.png").write_bytes(painted_png(*([(200,)] if number == 0 else []), seed=50 + number))
+    notes = run(project, album).notes
+    assert not any("drawn" in note for note in notes), "not yet half"
+    (album / "odd 12.png").write_bytes(painted_png(seed=70))
+    (album / "odd 13.png").write_bytes(painted_png(seed=71))
+    assert any(
+        note.startswith("In 13 of 26 pictures no clear face was found. If the character is drawn") for note in run(project, album).notes
+    )
+    drawn = open_project(project.root.parent, "Comic", instance_token="ohwx_char", class_noun="anime girl")
+    told = run(drawn, album)
+    assert "faces are not compared, because the character is drawn: 'anime girl' is the project's class noun" in told.notes
+    assert not any("If the character is drawn" in note for note in told.notes) and not any(photo.odd for photo in told.photos)
+
+
 def test_originals_are_never_touched(project, album):
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in album.iterdir()}
     run(project, album)

@@ -186,3 +186,21 @@ def test_a_file_that_changed_gets_no_thumbnail_under_the_old_name(candidates):
     with pytest.raises(thumbs.ChangedOnDisk, match="changed on disk"):
         thumbs.Thumbnails().request(candidates.project, image.key, path, 512).result()
     assert not thumbs.thumbnail_path(candidates.project, image.key, 512).exists()
+
+
+def test_a_drawing_is_beside_the_photographs_without_a_number(project, scored):
+    desk, _ = scored
+    (drawn,) = adopt(desk.stage, [painted((105,), seed=20)], caption="", prompt="in anime style").images
+    photos = tuple(
+        ImageRecord(content_key(path), project.relative(path), 512, 512, "")
+        for path in sorted(project.stage("source").folder.glob("*.png"))
+    )
+    references = choose_references(Dataset(project, "source", photos), Painted(), ["source_*"])
+    identity.score(Dataset(project, "enriched", (drawn,)), references, Painted())
+    desk.refresh()
+    told = evidence.evidence(desk, drawn.key)
+    assert [beside["similarity"] for beside in told["references"]] == [None, None] and told["spread"] is None
+    assert told["crops"]["image"], "the face is shown all the same"
+    shown = item(desk, drawn.key)
+    assert (shown["state"], shown["similarity"], shown["suggestion"]) == ("unverifiable", None, None)
+    assert shown["score_note"].startswith("drawn: its prompt asks for 'anime'")

@@ -1,15 +1,17 @@
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
-from comfyui_flenwheel.flywheel import identity, sifting
+from comfyui_flenwheel.flywheel import identity, identity_report, sifting
 from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
+from comfyui_flenwheel.flywheel.drawings import drawings
 from comfyui_flenwheel.flywheel.errors import IdentityError, ScoreMismatch
 from comfyui_flenwheel.flywheel.identity import IdentityScore, Scores
-from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whole
-from comfyui_flenwheel.flywheel.references import CHOSEN, calibrate, choose_references
+from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes, value_key, write_whole
+from comfyui_flenwheel.flywheel.references import CHOSEN, calibrate, choose_references, no_references
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,7 +107,7 @@ def test_two_equal_groups_are_not_guessed_at(album):
     dataset = album(a=painted((10,), seed=1), b=painted((12,), seed=2), x=painted((200,), seed=3), y=painted((202,), seed=4))
     with pytest.raises(IdentityError, match="not clear which") as caught:
         choose_references(dataset, Painted())
-    assert caught.value.problems == ("a.png; b.png", "x.png; y.png")
+    assert caught.value.problems[:2] == ("a.png; b.png", "x.png; y.png") and "drawn" in caught.value.problems[2]
 
 
 def test_named_references_are_checked_all_at_once(album):
@@ -133,7 +135,8 @@ def test_no_face_anywhere_names_every_file(album):
     dataset = album(a=painted(seed=1), b=painted((10, 200, 1), seed=2))
     with pytest.raises(IdentityError) as caught:
         choose_references(dataset, Painted())
-    assert len(caught.value.problems) == 2 and "a.png" in str(caught.value) and "b.png" in str(caught.value)
+    assert [problem[:5] for problem in caught.value.problems[:2]] == ["a.png", "b.png"] and len(caught.value.problems) == 3
+    assert caught.value.problems[2].startswith("In 2 of 2 pictures no clear face was found. If the character is drawn or stylised, say so")
 
 
 def test_every_state(album):
@@ -282,20 +285,87 @@ def test_the_review_sees_the_newest_scoring(album, project):
     assert identity.comparable_scores(project, []) == {}
 
 
-def test_a_score_is_doubted_where_the_prompt_asks_for_a_drawing(album, project):
+def made_by(project, *prompts, stage="enriched", source=None):
+    """Images of one face (20), each made by its prompt, from `source` if given."""
+    shelf, images = Shelf(project.stage(stage)), []
+    origin = {"key": source.key, "name": source.name} if source else None
+    for prompt in prompts:
+        image = painted((20,), seed=100 + len(prompt))
+        path = shelf.add(value_key(prompt), "made", png_bytes(image), size=image.size, facts={"prompt": prompt, "source": origin})
+        images.append(ImageRecord(content_key(path), project.relative(path), 512, 512, ""))
+    return Dataset(project, stage, tuple(images))
+
+
+def test_what_its_prompt_asks_to_be_drawn_gets_no_number_and_goes_to_the_review(album, project):
     photos = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
-    prompts = {"in anime style": painted((20,), seed=5), "smiling": painted((21,), seed=6), "turn the photo into a sketch": painted(seed=7)}
-    shelf = Shelf(project.stage("enriched"))
-    made = [
-        shelf.add(f"{number:016x}", "made", png_bytes(image), size=image.size, facts={"prompt": prompt})
-        for number, (prompt, image) in enumerate(prompts.items())
-    ]
-    dataset = Dataset(project, "enriched", tuple(ImageRecord(content_key(path), project.relative(path), 512, 512, "") for path in made))
-    scores = identity.score(dataset, choose_references(photos, Painted()), Painted())
-    drawn, photo, none = (scores.by_key[image.key] for image in dataset.images)
-    assert drawn.note.startswith("may be drawn: its prompt asks for 'anime'") and drawn.similarity is not None, "a suspicion is no refusal"
-    assert photo.note == "" and none.note == "no face was found"
+    dataset = made_by(project, "in anime style", "smiling, a shirt with a cartoon on it")
+    references = choose_references(photos, Painted())
+    scores = identity.score(dataset, references, Painted())
+    drawn, photo = (scores.by_key[image.key] for image in dataset.images)
+    assert (drawn.state, drawn.similarity, drawn.distance, drawn.matched, drawn.faces) == ("unverifiable", None, None, None, 1)
+    assert drawn.note.startswith("drawn: its prompt asks for 'anime'") and "set drawn_styles of Identity Score" in drawn.note
+    assert photo.state == "measured" and photo.note == ""
     assert identity.comparable_scores(project, [drawn.image_key])[drawn.image_key] == drawn, "the review tells it too"
+    parts = sifting.parts(scores, threshold=0.99)
+    assert [image.key for image in parts.review.images] == [drawn.image_key] and not parts.accepted.images, "never to the bin"
+    path = dataset.path(dataset.images[0])
+    assert identity.score_image(open_image(path).image, drawn.image_key, project, references, Painted()).state == "unverifiable"
+    said = identity.score(dataset, references, Painted(), drawn_too=True).by_key[drawn.image_key]
+    assert said.similarity is not None and said.note == "may be drawn: its prompt asks for 'anime'; scored because somebody said so"
+
+
+def test_what_was_made_from_a_drawing_is_one_until_a_photograph_is_asked_for(album, project):
+    photos = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
+    anime = made_by(project, "in anime style").images[0]
+    sunny = made_by(project, "at the beach", source=anime).images[0]
+    back = made_by(project, "make it look like a real photograph", source=sunny).images[0]
+    after = made_by(project, "in the rain again", source=back).images[0]
+    corrected = Shelf(project.stage("corrections"))
+    mended = painted((20,), seed=77)
+    path = corrected.add(
+        "c" * 16, "mended", png_bytes(mended), size=mended.size, facts={"prompt": "", "corrects": {"key": sunny.key, "name": "sun"}}
+    )
+    by_hand = content_key(path)
+    told = drawings(project)
+    assert set(told) == {anime.key, sunny.key, by_hand}
+    assert told[sunny.key] == f"it was made from {anime.name}, whose prompt asks for 'anime'" and told[by_hand].startswith(
+        "it was made from"
+    )
+    later = replace(project, lap=2)
+    assert drawings(later) == told, "also what another lap has made"
+    with pytest.raises(IdentityError) as caught:
+        choose_references(Dataset(project, "enriched", (anime, sunny, after)), Painted(), ["made*"])
+    assert [problem.partition(" is drawn")[0] for problem in caught.value.problems] == [anime.name, sunny.name]
+    chosen = choose_references(Dataset(project, "enriched", (*photos.images, sunny)), Painted())
+    assert sunny.name not in chosen.names and any(f"{sunny.name} is drawn" in note for note in chosen.notes)
+
+
+def test_a_drawn_character_is_never_measured(album, project):
+    dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
+    references = no_references(Painted(), "'anime girl' is the project's class noun")
+    scores = identity.score(dataset, references, Forbidden())
+    assert states(scores) == {"a": "unverifiable", "b": "unverifiable"}
+    assert by_name(scores, "a").note == "drawn: 'anime girl' is the project's class noun, and the number of a drawn face means nothing"
+    assert len(sifting.parts(scores).review.images) == 2
+    assert references.fingerprint != choose_references(dataset, Painted()).fingerprint
+    report = identity_report.build(scores, references, 0.6)
+    assert "because the character is drawn" in report.html and "nearest of" not in report.html
+
+
+def test_where_the_character_may_be_drawn_somebody_is_asked(album, project):
+    clear = album(a=painted((10,), seed=1), b=painted((30,), seed=2), c=painted((11,), seed=3))
+    assert not any("drawn" in note for note in choose_references(clear, Painted()).notes)
+    half = album(d=painted(seed=4), e=painted((10, 200, 1), seed=5), f=painted((10,), seed=6), g=painted((12,), seed=7))
+    assert any(
+        note.startswith("In 2 of 4 pictures no clear face was found. If the character is drawn")
+        for note in choose_references(half, Painted()).notes
+    )
+    called = replace(clear, images=tuple(replace(image, caption="an anime girl, smiling") for image in clear.images))
+    assert any(note.startswith("A caption says 'an anime girl, smiling'") for note in choose_references(called, Painted()).notes)
+    with pytest.raises(IdentityError, match="If the character is drawn or stylised, say so"):
+        choose_references(album(h=painted(seed=8)), Painted())
+    with pytest.raises(IdentityError, match="If the character is drawn or stylised, say so"):
+        choose_references(album(i=painted((10,), seed=9), j=painted((200,), seed=10)), Painted())
 
 
 def test_scores_shown_together_are_against_one_reference_set(album, project):

@@ -1,7 +1,7 @@
 import pytest
 from comfyui_flenwheel.flywheel import prompts
 from comfyui_flenwheel.flywheel.coverage import card
-from comfyui_flenwheel.flywheel.instructions import Instruction, drawing_asked_for, edited_caption, parse, seen_from
+from comfyui_flenwheel.flywheel.instructions import Instruction, drawing_asked_for, edited_caption, parse, photograph_asked_for, seen_from
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +91,10 @@ def test_what_the_caption_said_before_is_replaced() -> None:
         ("in anime style, keep the face", "anime"),
         ("Turn the person into a 3D Pixar character", "3D Pixar character"),
         ("in a film noir style", ""),
+        ("portrait, cel-shaded cartoon style", "cel-shaded cartoon"),
+        ("A watercolor painting of ohwx_char person", "watercolor painting"),
+        ("photo of ohwx_char person, hair in the style of the forties", ""),
+        ("a photo of ohwx_char person beside a painting of a dog", ""),
         ("wearing a shirt with a cartoon on it", ""),
         ("change the background to a painted wall", ""),
         ("", ""),
@@ -98,6 +102,21 @@ def test_what_the_caption_said_before_is_replaced() -> None:
 )
 def test_a_drawing_is_asked_for_by_its_style_only(prompt: str, style: str) -> None:
     assert drawing_asked_for(prompt) == style
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("make it look like a real photograph", True),
+        ("Turn this picture back into a natural photograph, keep the face", True),
+        ("in a photorealistic style", True),
+        ("in anime style", False),
+        ("take the photo into a forest", False),
+        ("photo of ohwx_char person", False),
+    ],
+)
+def test_a_photograph_is_asked_for_by_its_style_only(prompt: str, asked: bool) -> None:
+    assert photograph_asked_for(prompt) == asked
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ const REASONS = {
 export const reasonWord = (reason) => t(REASONS[reason] ?? reason)
 
 const BANDS = { match: [mark("match"), "match"], review: [mark("look closely"), "look"], different: [mark("different"), "different"] } // as the server says
-const UNMEASURED = { no_face: mark("No face"), unverifiable: mark("Face unclear"), unreadable: mark("Unreadable") }
+const UNMEASURED = { no_face: mark("No face"), unverifiable: mark("Not measurable"), unreadable: mark("Unreadable") }
 
 /**
  * How near a candidate is to the reference photos: number, word and band (the colour), never the colour alone.
