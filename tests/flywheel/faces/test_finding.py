@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comfyui_flenwheel.flywheel.faces.finding import Finder, Picture
+from comfyui_flenwheel.flywheel.faces import prominent
+from comfyui_flenwheel.flywheel.faces.finding import HOG_SECOND_FACE, Finder, Picture, fitted
 from comfyui_flenwheel.flywheel.images import open_image
 from PIL import Image
 
@@ -46,3 +47,37 @@ def test_a_dlib_that_writes_its_detector_in_another_way_looks_at_everything(smal
     assert other._hog_of(4) is other._hog
     (cut,) = other.look(Picture(small_face, small_face.width)).cuts
     assert 80 < cut.box[2] - cut.box[0] < 143 and cut.found_by == "hog"
+
+
+def face_of(finder, name):
+    """A face with its surroundings, 480 px square."""
+    image = open_image(next(path for path in portraits() if path.name == name)).image
+    left, top, right, bottom = finder.look(Picture(image, image.width)).cuts[0].box
+    rim = round((right - left) * 0.6)
+    return image.crop((left - rim, top - rim, right + rim, bottom + rim)).resize((480, 480))
+
+
+def test_a_second_face_counts_from_a_bound_on_and_the_only_one_however_weak(finder):
+    """A man beside another who leans more and more, which HOG sees less and less."""
+    one, other = face_of(finder, "obama.jpg"), face_of(finder, "biden.jpg")
+    grey = (120, 130, 125)
+    counted: dict[int, float] = {}
+    for turn in range(40, 60):
+        leaning = other.rotate(turn, Image.Resampling.BICUBIC, fillcolor=grey)
+        both, alone = (Image.new("RGB", (1024, 600), grey) for _ in range(2))
+        both.paste(one, (20, 60))
+        for sheet in (both, alone):
+            sheet.paste(leaning, (520, 60))
+        raw = sorted(finder._hog.run(np.asarray(fitted(both.convert("L"), 572)), 0, 0.0)[1])
+        seen = finder.look(Picture(both, 1024)).cuts
+        if len(raw) != 2:
+            continue
+        assert len(seen) == (2 if raw[0] >= HOG_SECOND_FACE else 1), (turn, raw)
+        counted[len(seen)] = raw[0]
+        if len(seen) == 1:
+            (weak,) = finder.look(Picture(alone, 1024)).cuts
+            assert weak.found_by == "hog" and weak.confidence < HOG_SECOND_FACE
+            assert len(prominent(engine().faces(both))) == 1 == len(prominent(engine().faces(alone)))
+        elif raw[0] < 0.5:
+            assert len(prominent(engine().faces(both))) == 2, "a person beside the one"
+    assert 0.0 < counted[1] < 0.25 <= counted[2] < 0.5, "the pictures lie on both sides of the bound, and near it"
