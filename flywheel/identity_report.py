@@ -56,7 +56,7 @@ class Report:
 @dataclass(frozen=True, slots=True)
 class _Crop:
     name: str
-    words: str
+    score: IdentityScore
     mark: str
     face: Image.Image
     reference: Image.Image | None
@@ -91,7 +91,13 @@ def build(scores: Scores, references: ReferenceSet, threshold: float, shown: int
     title = f"{scores.dataset.project.name} · {scores.dataset.stage_name} {scores.dataset.project.version}"
     spread = histogram(values, threshold, title=title)
     sheets = [
-        contact_sheet(map(_tile, row), columns=3, cell_px=PAIR_PX, tall=0.5, title=f"{name} (left the reference, right the image)")
+        contact_sheet(
+            map(_tile, row),
+            columns=3,
+            cell_px=PAIR_PX,
+            tall=0.5,
+            title=f"{name} (left the reference, right the image; similarity · distance)",
+        )
         for name, row in ends
     ]
     picture = stacked([spread, *sheets, *(_table(name, rows) for name, rows in groups)])
@@ -164,7 +170,7 @@ class _Crops:
         value = score.similarity or 0.0
         reference = self._shown.get(score.matched or "") or next(iter(self._shown.values()), None)
         mark = "passed" if value >= threshold else "failed"
-        return _Crop(image.name, f"{value:.2f} ({band(value)})", mark, _cut_out(self._scores.dataset.path(image), face), reference)
+        return _Crop(image.name, score, mark, _cut_out(self._scores.dataset.path(image), face), reference)
 
     def _of_reference(self, name: str, key: str) -> Image.Image | None:
         path = self._scores.dataset.project.stage("source").folder / name
@@ -192,7 +198,8 @@ def _tile(crop: _Crop) -> Tile:
     if crop.reference:
         pair.paste(crop.reference, (0, 0))
     pair.paste(crop.face, (CROP_PX, 0))
-    return Tile(pair, f"{crop.words} {crop.name}", crop.mark)
+    similarity, distance = crop.score.similarity or 0.0, crop.score.distance or 0.0
+    return Tile(pair, f"{similarity:.2f} · {distance:.2f} {band(similarity)} {crop.name}", crop.mark)
 
 
 def _table(title: str, rows: Sequence[Row]) -> Image.Image:
@@ -266,7 +273,10 @@ def _page(
 def _item(crop: _Crop) -> str:
     reference = f'<img alt="reference" src="{_inline(crop.reference)}">' if crop.reference else ""
     face = f'<img alt="{escape(crop.name)}" src="{_inline(crop.face)}">'
-    return f"<li>{reference}{face}<span class='{crop.mark}'>{escape(crop.words)}</span><span>{escape(crop.name)}</span></li>"
+    similarity, distance = crop.score.similarity or 0.0, crop.score.distance or 0.0
+    doubt = f"; {crop.score.note}" if crop.score.note else ""
+    words = escape(f"{similarity:.2f} (distance {distance:.2f}, {band(similarity)}){doubt}")
+    return f"<li>{reference}{face}<span class='{crop.mark}'>{words}</span><span>{escape(crop.name)}</span></li>"
 
 
 def _html_table(rows: Sequence[Row]) -> str:
