@@ -19,7 +19,7 @@ from typing import Any
 
 from . import captions
 from .dataset import Dataset, ImageRecord
-from .drawings import doubt, drawn_character
+from .drawings import SAY_SO, doubt, drawn_character
 from .errors import DatasetError, IdentityError
 from .faces import Embedder, Face
 from .faces.measure import measure
@@ -112,7 +112,8 @@ def curate(
     odd, doubts = _odd_ones(project, photos, embedder)
     photos = [_pointed_at(photo, odd, described) for photo in photos]
     notes += doubts
-    notes += _asked(project, faces, [entry["caption"] for entry in described.values()])
+    if not any(SAY_SO in note for note in doubts):
+        notes += _asked(project, faces, [entry["caption"] for entry in described.values()])
     checklist = _checklist(project, photos)
     captions.write_text_files(stage.folder, {name: entry["caption"] for name, entry in described.items()})
     write_entries(stage, entries, described, [{"original": photo.original, "problems": list(photo.problems)} for photo in refused])

@@ -151,6 +151,10 @@ def test_whether_the_character_is_drawn_is_asked_at_once_and_then_believed(proje
     assert any(
         note.startswith("In 13 of 26 pictures no clear face was found. If the character is drawn") for note in run(project, album).notes
     )
+    for path in album.glob("IMG*.png"):
+        path.unlink()
+    (album / "odd 0.png").unlink()
+    assert "\n".join(run(project, album).notes).count("If the character is drawn") == 1, "asked once, also where no face is clear at all"
     drawn = open_project(project.root.parent, "Comic", instance_token="ohwx_char", class_noun="anime girl")
     told = run(drawn, album)
     assert "faces are not compared, because the character is drawn: 'anime girl' is the project's class noun" in told.notes
