@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Kind = Literal["background", "lighting", "style", "camera", "other"]
@@ -75,7 +76,10 @@ _HAND_MADE = re.compile(
     re.IGNORECASE,
 )
 # words for the whole picture: "an anime drawing of …", or a part between commas such as "anime style"
-_WHOLE = re.compile(r"^(?:an? |the )?((?:[\w-]+ ){0,3}[\w-]+) of\b|(?:^|,) ?((?:[\w-]+ ){1,4})style(?=[.,]|$)", re.IGNORECASE)
+_WHOLE = re.compile(
+    r"^(?:an? |the )?((?:(?!(?:an?|the|this|that|my|his|her|their) )[\w-]+ ){0,3}[\w-]+) of\b|(?:^|,) ?((?:[\w-]+ ){1,4})style(?=[.,]|$)",
+    re.IGNORECASE,
+)
 _INTO_PHOTOGRAPH = re.compile(r"\binto an? (?:[\w-]+ ){0,3}photo(?:graph)?\b", re.IGNORECASE)
 _PHOTOGRAPH = re.compile(r"\b(?:photo(?:s|graph|graphs|graphic|realis\w+|real)?|realis\w+|real (?:person|life))\b", re.IGNORECASE)
 _SHORTHAND = {"blur": "blurred", "remove": "plain"}
@@ -86,6 +90,7 @@ def is_hand_made(words: str) -> bool:
     return bool(_HAND_MADE.search(words))
 
 
+@lru_cache(maxsize=10_000)
 def drawing_asked_for(prompt: str) -> str:
     """The style a prompt asks for where that is no photograph's, such as "anime"; else empty. Only words for the whole picture count: a shirt with
     a cartoon on it is no drawing."""
@@ -95,6 +100,7 @@ def drawing_asked_for(prompt: str) -> str:
     return next((style for style in (*wished, *said) if is_hand_made(style)), "")
 
 
+@lru_cache(maxsize=10_000)
 def photograph_asked_for(prompt: str) -> bool:
     """Whether an edit prompt asks for the style of a photograph."""
     wish = parse(prompt)

@@ -95,6 +95,8 @@ def test_what_the_caption_said_before_is_replaced() -> None:
         ("A watercolor painting of ohwx_char person", "watercolor painting"),
         ("photo of ohwx_char person, hair in the style of the forties", ""),
         ("a photo of ohwx_char person beside a painting of a dog", ""),
+        ("Add a painting of a dog to the wall", ""),
+        ("keep the cartoon of a cat on the shirt", ""),
         ("wearing a shirt with a cartoon on it", ""),
         ("change the background to a painted wall", ""),
         ("", ""),
