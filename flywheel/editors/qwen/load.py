@@ -218,9 +218,7 @@ def _called(model: ModelFolder) -> str:
 def _stream(made: Any, files: TensorFiles, precision: Precision, dtype: torch.dtype, device: Any, progress: Progress) -> None:
     layers = {name: layer for name, layer in made.named_modules() if isinstance(layer, nn.Linear)}
     names = [name for name, _ in made.named_parameters()]
-    own = (
-        precision != "as stored"
-    )  # a part that stays a view of the file would keep the whole of it in memory, which was read to quantise it
+    own = precision != "as stored"  # a view would keep the whole file in memory, which was read to quantise it
     for count, name in enumerate(names):
         progress(count, len(names))
         owner, _, last = name.rpartition(".")
