@@ -412,7 +412,7 @@ def lap(home: Home, args: argparse.Namespace) -> int:
 def test(home: Home, args: argparse.Namespace) -> int:
     """Lint, types and tests. The last lines are pytest's."""
     pytest = ["-m", "pytest", "-o", f"cache_dir={home.folder / 'cache' / 'pytest'}"]
-    env = {"FLEN_HOME": str(home.folder)}
+    env = {"FLEN_HOME": str(home.folder), "OMP_WAIT_POLICY": "PASSIVE"}  # servers, browsers and trainers share two cores
     seen = [home.named()]  # where import-linter finds the pack and pyright ComfyUI
     if args.quick:
         with home.alone():

@@ -10,6 +10,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 from comfyui_flenwheel.flywheel import lora
 from comfyui_flenwheel.flywheel.project import open_project
@@ -75,6 +76,8 @@ def test_starting_a_job_that_is_done_does_nothing_and_a_removed_copy_comes_back(
 def test_a_second_start_while_it_runs_finds_the_first(spec, start):
     job = start(spec, options=SLOW)
     assert run.start(job).state in ("queued", "running") and run.start(job).attempts <= 1
+    until(lambda: job.status().state == "running")
+    assert psutil.Process(worker_of(job)).environ()["OMP_WAIT_POLICY"] == "PASSIVE"
     twin = run._spawn(job, Path(os.sys.executable), "")  # a race of two starters: the second worker leaves at once
     assert twin.wait(20) == 0
     run.stop(job)
