@@ -79,7 +79,9 @@ def test_start_wait_silently_and_get_a_lora_that_every_loader_sees(server):
     project, prompt = project_in(server, "Trainee"), graph("Trainee", "seconds_per_step = 0.2")
     first = ran(server, prompt)
     (job,) = jobs_of(project)
-    assert job.status().state in ("queued", "running") and "6" not in first.outputs, "returns before the training has ended, and blocks silently"
+    assert job.status().state in ("queued", "running") and "6" not in first.outputs, (
+        "returns before the training has ended, and blocks silently"
+    )
     assert "12 images, 60 steps, rank 4" in first.text(SETTINGS) and "rank 4: your choice" in first.text(SETTINGS)
     assert job.id in first.text(START) and "12 images, every caption names ohwx_char" in first.text(START)
 
