@@ -6,32 +6,26 @@ rejected/; a person may also move or rename it. Lineage stays in lineage/<reques
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from PIL import Image
 
 from .dataset import Dataset, ImageRecord
 from .errors import StorageError
 from .images import SUFFIXES, content_key, png_bytes, write_json, write_whole
+from .known_files import Memory, Signature, files_in, known_key
 from .project import Stage
 
 GOOD, CORRECTIONS, REJECTED, TRIES = "good", "corrections", "rejected", "tries"
 FOLDERS = ("", GOOD, CORRECTIONS, REJECTED, TRIES)  # "" is the stage's own folder: not decided yet
 _NAMED = re.compile(r"(?:.*-)?([0-9a-f]{16})")
-_REMEMBERED = 200_000  # lineages and hashes kept in memory, about 2 kB each
-
-T = TypeVar("T")
-Signature = tuple[int, int, int]  # inode, mtime in ns, bytes: another signature is another file
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +128,7 @@ class Shelf:
     def _images(self) -> Iterator[tuple[Path, Signature]]:
         for folder in FOLDERS:
             directory = self.stage.folder / folder
-            for name, signature in _listed(directory):
+            for name, signature in files_in(directory):
                 if name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES and signature[2]:
                     yield directory / name, signature
 
@@ -178,7 +172,7 @@ def missing(stage: Stage) -> list[str]:
 
 def _lineages(stage: Stage) -> Iterator[Lineage]:
     folder = str(stage.lineage)
-    for name, signature in _listed(stage.lineage):
+    for name, signature in files_in(stage.lineage):
         if name.endswith(".json") and name[0] != ".":
             remembered = _parsed.get((folder, name), signature)
             yield remembered or _parsed.put((folder, name), signature, _lineage(stage, stage.lineage / name))
@@ -193,35 +187,7 @@ def _lineage(stage: Stage, path: Path) -> Lineage:
         raise StorageError(f"{stage.project.relative(path)} is not readable ({error}). Delete it; its image will be made again.") from error
 
 
-class _Memory(Generic[T]):
-    """What was read from files, as long as they are the same files. Shared by all threads; forgets what was used longest ago."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str], tuple[Signature, T]] = OrderedDict()
-        self._guard = threading.Lock()
-
-    def get(self, at: tuple[str, str], signature: Signature) -> T | None:
-        kept = self._kept.get(at)
-        return kept[1] if kept and kept[0] == signature else None
-
-    def put(self, at: tuple[str, str], signature: Signature, read: T) -> T:
-        with self._guard:
-            self._kept[at] = (signature, read)
-            self._kept.move_to_end(at)
-            if len(self._kept) > _REMEMBERED:
-                self._kept.popitem(last=False)
-        return read
-
-
-_parsed: _Memory[Lineage] = _Memory()
-_hashed: _Memory[str] = _Memory()
-
-
-def known_key(path: Path, signature: Signature | None = None) -> str:
-    """Content key of a file, read again only when the file is another one."""
-    signature = signature or signature_of(path.stat())
-    at = str(path.parent), path.name
-    return _hashed.get(at, signature) or _hashed.put(at, signature, content_key(path))
+_parsed: Memory[Lineage] = Memory()
 
 
 def _key_or_gone(path: Path, signature: Signature) -> str:
@@ -229,24 +195,6 @@ def _key_or_gone(path: Path, signature: Signature) -> str:
         return known_key(path, signature)
     except FileNotFoundError:  # moved or deleted since the folder was listed
         return ""
-
-
-def signature_of(found: os.stat_result) -> Signature:
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _listed(folder: Path) -> list[tuple[str, Signature]]:
-    """Names and signatures of the files of a folder, by name; empty where there is none."""
-    found: list[tuple[str, Signature]] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # moved while we looked
-                    if entry.is_file():
-                        found.append((entry.name, signature_of(entry.stat())))
-    except FileNotFoundError:
-        return []
-    return sorted(found)
 
 
 def _described(lineage: Lineage) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from .candidates import signature_of
 from .errors import DatasetError, StorageError
 from .images import SUFFIXES, open_image, storage_error, write_json, write_whole
+from .known_files import signature_of
 from .pair_captions import captions_of, read_metadata
 from .pair_slots import METADATA, TARGET, Picture, Slot, faults, header_or_reason, match_key, read_headers, scan
 from .pairs import MAX_CONTROLS, OnProblem, PairedDataset, load_pairs

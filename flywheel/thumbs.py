@@ -14,9 +14,9 @@ from typing import Protocol
 
 from PIL import Image
 
-from .candidates import known_key
 from .errors import ImageError
 from .images import open_image, write_whole
+from .known_files import known_key
 
 SIZES = (256, 512, 1024)
 QUALITY = 82

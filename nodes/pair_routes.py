@@ -35,9 +35,9 @@ from typing import Any, cast
 from aiohttp import web
 
 from ..flywheel import pair_doctor
-from ..flywheel.candidates import known_key, signature_of
 from ..flywheel.errors import DatasetError
 from ..flywheel.images import png_bytes, value_key
+from ..flywheel.known_files import known_key, signature_of
 from ..flywheel.layouts import LAYOUTS, Settings, export, plan
 from ..flywheel.pair_archives import import_archive, import_stage
 from ..flywheel.pair_overlays import drawn

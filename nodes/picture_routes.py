@@ -13,10 +13,10 @@ from urllib.parse import quote
 from aiohttp import web
 
 from ..flywheel import evidence, filters, report
-from ..flywheel.candidates import known_key
 from ..flywheel.desk import Desk
 from ..flywheel.errors import DatasetError, ImageError
 from ..flywheel.images import SUFFIXES
+from ..flywheel.known_files import known_key
 from ..flywheel.ledger import PASSES, Pass
 from ..flywheel.project import Stage
 from ..flywheel.thumbs import Thumbnails, refuse_changed
