@@ -22,6 +22,7 @@ from .errors import StorageError
 from .images import SUFFIXES, content_key, png_bytes, write_json, write_whole
 from .known_files import Memory, Signature, files_in, known_key
 from .project import Stage
+from .thumbs import make_ready
 
 GOOD, CORRECTIONS, REJECTED, TRIES = "good", "corrections", "rejected", "tries"
 FOLDERS = ("", GOOD, CORRECTIONS, REJECTED, TRIES)  # "" is the stage's own folder: not decided yet
@@ -80,13 +81,14 @@ class Shelf:
         return "" if parent == self._home else os.path.basename(parent)
 
     def add(self, request_key: str, name: str, png: bytes, *, size: tuple[int, int], facts: Mapping[str, Any]) -> Path:
-        """Write lineage, then image: an image that is there has its history."""
+        """Write lineage, then image: an image that is there has its history. Its thumbnails follow."""
         lineage = Lineage(request_key, content_key(png), len(png), *size, facts)
         write_json(self.stage.lineage / f"{request_key}.json", _described(lineage))
         path = self.stage.folder / f"{name}-{request_key}.png"
         write_whole(path, png)
         self.lineages[request_key] = lineage
         self.files[request_key] = path
+        make_ready(self.stage.project, lineage.image_key, path, png)
         return path
 
     def note(self, request_key: str, **facts: Any) -> None:

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import sys
 import threading
 from concurrent.futures import wait
@@ -14,7 +15,7 @@ from comfyui_flenwheel.flywheel.errors import DatasetError, ImageError
 from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_json, write_whole
 from comfyui_flenwheel.flywheel.ledger import LabelEvent
 from comfyui_flenwheel.flywheel.references import choose_references
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from .conftest import picture
 from .faces.painted import Painted, painted
@@ -135,16 +136,39 @@ def test_a_report_of_nothing_is_a_page(candidates):
     assert "0 of 0 images: label good" in page
 
 
-def test_a_thumbnail_is_made_once_however_many_ask(candidates):
-    image = candidates.images[0]
-    path = candidates.path(image)
+def test_what_a_grid_shows_is_there_when_an_image_is_saved(project):
+    image = Image.merge("RGB", [Image.linear_gradient("L").rotate(turn).resize((700, 900)) for turn in (0, 90, 180)])
+    (made,) = adopt(project.stage("enriched"), [image], caption="").images
+    for px, size in ((512, (398, 512)), (256, (199, 256))):
+        with Image.open(thumbs.thumbnail_path(project, made.key, px)) as kept:
+            assert kept.size == size
+            assert max(ImageStat.Stat(ImageChops.difference(kept.convert("RGB"), image.resize(size))).mean) < 4
+
+
+def test_an_image_is_saved_where_no_thumbnail_can_be(project):
+    project.cache.parent.mkdir(parents=True, exist_ok=True)
+    project.cache.write_text("in the way")
+    (made,) = adopt(project.stage("enriched"), [painted((105,), seed=20)], caption="").images
+    assert (project.root / made.path).is_file()
+
+
+@pytest.fixture
+def unseen(candidates):
+    """Candidates without thumbnails, as from a copied folder."""
+    shutil.rmtree(candidates.project.cache / "thumbs")
+    return candidates
+
+
+def test_a_thumbnail_is_made_once_however_many_ask(unseen):
+    image = unseen.images[0]
+    path = unseen.path(image)
     small = thumbs.Thumbnails(threads=4)
     start = threading.Barrier(8)
     futures = []
 
     def ask():
         start.wait()
-        futures.append(small.request(candidates.project, image.key, path, 256))
+        futures.append(small.request(unseen.project, image.key, path, 256))
 
     askers = [threading.Thread(target=ask) for _ in range(8)]
     for asker in askers:
@@ -153,39 +177,39 @@ def test_a_thumbnail_is_made_once_however_many_ask(candidates):
         asker.join()
     wait(futures)
     assert len({future.result() for future in futures}) == 1
-    kept = thumbs.thumbnail_path(candidates.project, image.key, 256)
+    kept = thumbs.thumbnail_path(unseen.project, image.key, 256)
     made = kept.stat().st_mtime_ns
-    assert small.request(candidates.project, image.key, path, 200).result() == kept.read_bytes() and kept.stat().st_mtime_ns == made
+    assert small.request(unseen.project, image.key, path, 200).result() == kept.read_bytes() and kept.stat().st_mtime_ns == made
 
 
 @pytest.mark.parametrize("left", [b"", b"RIFF\x00\x00", bytes(500)])
-def test_a_thumbnail_that_a_power_cut_has_spoilt_is_made_anew(candidates, left):
-    image = candidates.images[0]
-    small, kept = thumbs.Thumbnails(), thumbs.thumbnail_path(candidates.project, image.key, 256)
-    made = small.request(candidates.project, image.key, candidates.path(image), 256).result()
+def test_a_thumbnail_that_a_power_cut_has_spoilt_is_made_anew(unseen, left):
+    image = unseen.images[0]
+    small, kept = thumbs.Thumbnails(), thumbs.thumbnail_path(unseen.project, image.key, 256)
+    made = small.request(unseen.project, image.key, unseen.path(image), 256).result()
     kept.write_bytes(left)
-    assert small.request(candidates.project, image.key, candidates.path(image), 256).result() == made == kept.read_bytes()
+    assert small.request(unseen.project, image.key, unseen.path(image), 256).result() == made == kept.read_bytes()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives single threads a priority")
-def test_thumbnails_give_way_to_verdicts(candidates, monkeypatch):
-    image, ways = candidates.images[0], []
+def test_thumbnails_give_way_to_verdicts(unseen, monkeypatch):
+    image, ways = unseen.images[0], []
     real = thumbs.thumbnail
     monkeypatch.setattr(
         thumbs, "thumbnail", lambda path, px: ways.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) or real(path, px)
     )
     before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    thumbs.Thumbnails().request(candidates.project, image.key, candidates.path(image), 256).result()
+    thumbs.Thumbnails().request(unseen.project, image.key, unseen.path(image), 256).result()
     assert ways == [thumbs.NICE] and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
-def test_a_file_that_changed_gets_no_thumbnail_under_the_old_name(candidates):
-    image = candidates.images[0]
-    path = candidates.path(image)
+def test_a_file_that_changed_gets_no_thumbnail_under_the_old_name(unseen):
+    image = unseen.images[0]
+    path = unseen.path(image)
     path.write_bytes(png_bytes(picture(77)))
     with pytest.raises(thumbs.ChangedOnDisk, match="changed on disk"):
-        thumbs.Thumbnails().request(candidates.project, image.key, path, 512).result()
-    assert not thumbs.thumbnail_path(candidates.project, image.key, 512).exists()
+        thumbs.Thumbnails().request(unseen.project, image.key, path, 512).result()
+    assert not thumbs.thumbnail_path(unseen.project, image.key, 512).exists()
 
 
 def test_a_drawing_is_beside_the_photographs_without_a_number(project, scored):
