@@ -4,8 +4,8 @@
 
 Needs FLEN_COMFYUI, FLEN_CHROMIUM and playwright. The real ComfyUI serves; headless Chromium draws without a graphics card. The peer, in the same
 run, is the naive grid of most node packs: every image in the page at once, as its full file, and a verdict that waits for the server. 20,000 images
-are given to the review page alone. Each page is opened twice; the first time the thumbnails do not exist yet. Writes
-results/gallery.md after each page.
+are given to the review page alone. Each page is opened twice: the first time no thumbnail exists, as in a folder copied from elsewhere; then all do, as
+where the pack has saved the images itself. Writes results/gallery.md after each page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - gives the pack its name
-from comfyui_flenwheel.flywheel.images import png_bytes  # noqa: E402
+from comfyui_flenwheel.flywheel import thumbs  # noqa: E402
+from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whole  # noqa: E402
 from comfyui_flenwheel.flywheel.project import Stage  # noqa: E402
 from comfyui_flenwheel.nodes.launch import Server  # noqa: E402
 from review_server import candidates  # noqa: E402
@@ -131,6 +132,8 @@ def main() -> None:
         Server(Path(os.environ["FLEN_COMFYUI"]), Path(sys.executable), Path(folder)) as server,
         sync_playwright() as driver,
     ):
+        os.sync()
+        disk = disk_ms(Path(folder))
         browser = driver.chromium.launch(executable_path=os.environ.get("FLEN_CHROMIUM"), args=["--no-sandbox", "--disable-gpu"])
         for count in asked.counts:
             for naive in (True, False):
@@ -144,7 +147,7 @@ def main() -> None:
                             *measured(browser, server, reviewed, count, asked, naive=naive),
                         ]
                     )
-                    write(rows, asked)
+                    write(rows, asked, disk)
                     log.info("%s after %.0f s", " | ".join(rows[-1]), time.perf_counter() - began)
         browser.close()
 
@@ -153,6 +156,7 @@ def measured(browser: Browser, server: Server, stage: Stage, count: int, asked: 
     """The figures of one page, as cells of the table."""
     where = f"{server.address}/flenwheel/review/{stage.project.folder_name}/enriched/v1"
     cold = opened(browser, server, stage, where, naive=naive)[1]
+    make_thumbnails(stage)
     page, warm = opened(browser, server, stage, where, naive=naive)
     tools = page.context.new_cdp_session(page)
     tools.send("Performance.enable")
@@ -178,6 +182,21 @@ def measured(browser: Browser, server: Server, stage: Stage, count: int, asked: 
         f"{quantile(saved, 0.5):.0f} / {quantile(saved, 0.99):.0f}",
         f"{quantile(unhurried, 0.5):.0f} / {quantile(unhurried, 0.99):.0f}",
     ]
+
+
+def make_thumbnails(stage: Stage) -> None:
+    """What saving each image makes; those of the same drawing are copies."""
+    made: dict[int, list[bytes]] = {}
+    for number, path in enumerate(sorted(stage.folder.glob("*.png"))):
+        content = path.read_bytes()
+        key = content_key(content)
+        targets = [thumbs.thumbnail_path(stage.project, key, px) for px in thumbs.IN_A_GRID]
+        if number < DRAWN:
+            thumbs.make_ready(stage.project, key, path, content)
+            made[number] = [target.read_bytes() for target in targets]
+        for target, copy in zip(targets, made[number % DRAWN], strict=True):
+            write_whole(target, copy, durable=False)
+    os.sync()  # thousands of files that were written this minute would delay the first verdicts' way to the disk
 
 
 def labelled(page: Page, where: str, verdicts: int, pause_ms: int, *, naive: bool) -> tuple[list[float], list[float]]:
@@ -212,7 +231,20 @@ def quantile(values: list[float], part: float) -> float:
     return values[min(len(values) - 1, int(part * len(values)))]
 
 
-def write(rows: list[list[str]], asked: argparse.Namespace) -> None:
+def disk_ms(folder: Path) -> list[float]:
+    """What the disk alone takes until 4 kB are on it, as every verdict waits for once; sorted."""
+    times: list[float] = []
+    with (folder / "probe").open("wb", buffering=0) as file:
+        for _ in range(200):
+            file.write(bytes(4096))
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append(1_000 * (time.perf_counter() - began))
+            time.sleep(0.02)
+    return sorted(times)
+
+
+def write(rows: list[list[str]], asked: argparse.Namespace, disk: list[float]) -> None:
     head = "| images | page | 12 pictures seen, s (thumbnails new / there) | script per frame, ms | layout + style per frame, ms | frame, ms (p50 / p95) | DOM nodes | renderer, MB | key to mark, ms (p50 / p99) | key to saved, ms (p50 / p99) | the same at a person's pace |"
     table = [head, "|---" * 11 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     text = f"""# The review page, and a naive grid
@@ -220,7 +252,7 @@ def write(rows: list[list[str]], asked: argparse.Namespace) -> None:
 ComfyUI serves, headless Chromium draws in software at 1280 x 800; {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f} (this benchmark makes about 2), Python {platform.python_version()}. {asked.frames} frames of
 {STEP_PX} px scrolling; {asked.verdicts} verdicts, each in the moment the one before it is saved (at most half of the images); then half as many with {PAUSE_MS} ms between them, the pace of a fast person. Every image is {SIZE[0]} x {SIZE[1]} px, a drawing of a
 few kB, which flatters the naive grid: real candidates are a hundred times as large on disk. The naive grid holds every image in the page at once, as
-its full file, and marks a card when the server has answered.
+its full file, and marks a card when the server has answered. Every verdict waits until it is on disk: 4 kB alone take this disk {quantile(disk, 0.5):.0f} ms (p50), {quantile(disk, 0.99):.0f} ms (p99).
 
 {chr(10).join(table)}
 
