@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 from comfyui_flenwheel.flywheel import identity, ledger, references
+from comfyui_flenwheel.flywheel.candidates import adopt
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.faces import Face
 from comfyui_flenwheel.flywheel.images import content_key, write_json
 
-from .pages import all_saved, await_review, press, shown, text
+from .pages import all_saved, await_review, portrait, press, shown, text
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 
@@ -155,3 +156,12 @@ def test_the_strict_pass_asks_wants_a_reason_and_ends_in_a_report(reviewed, new_
     tab.wait_for_selector("dialog[open] .report")
     said = text(tab, "dialog[open]")
     assert "4 of 4 decided" in said and "hands" in said and "anatomy" in said and "2 so far" in said
+
+
+def test_only_a_set_that_is_picked_from_says_how_many_to_pick(reviewed, new_tab):
+    adopt(reviewed.project.stage("card"), [portrait(number) for number in range(3)], caption="")
+    for address, advised in ((reviewed.address, True), (reviewed.address.replace("stage=enriched", "stage=card"), False)):
+        tab = shown(new_tab(address))
+        tab.click("#coverage")
+        told = text(tab, "dialog .reports")
+        assert "What the set covers" in told and ("Pick 10 to 20" in told) is advised

@@ -72,12 +72,12 @@ export class Questions {
 export async function showCoverage(set, reviewer, report, complain) {
   try {
     const [map, agreed] = await Promise.all([coverage(set), agreement(set, reviewer)])
-    const advice = map.picked < FEW ? t("Pick {few} to {many}: {n} so far.", { few: FEW, many: MANY, n: map.picked }) : map.picked > MANY ? t("{n} picked; {few} to {many} are enough.", { n: map.picked, few: FEW, many: MANY }) : t("{n} picked: enough for a strong set.", { n: map.picked })
+    const advice = set.stage === "card" ? "" : map.picked < FEW ? t("Pick {few} to {many}: {n} so far.", { few: FEW, many: MANY, n: map.picked }) : map.picked > MANY ? t("{n} picked; {few} to {many} are enough.", { n: map.picked, few: FEW, many: MANY }) : t("{n} picked: enough for a strong set.", { n: map.picked })
     const covers = element(
       "section",
       { class: "report" },
       element("h3", { text: t("What the set covers") }),
-      element("p", { text: advice }),
+      advice ? element("p", { text: advice }) : null,
       map.missing?.length ? element("p", {}, element("b", { text: t("Still missing: ") }), map.missing.join(", ")) : null,
       table(t("Angle"), map.angle),
       table(t("Expression"), map.expression),
