@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - gives the pack its name
 from comfyui_flenwheel.flywheel import thumbs  # noqa: E402
-from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whole  # noqa: E402
+from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes, write_whole  # noqa: E402
 from comfyui_flenwheel.flywheel.project import Stage  # noqa: E402
 from comfyui_flenwheel.nodes.launch import Server  # noqa: E402
 from review_server import candidates  # noqa: E402
@@ -192,7 +192,7 @@ def make_thumbnails(stage: Stage) -> None:
         key = content_key(content)
         targets = [thumbs.thumbnail_path(stage.project, key, px) for px in thumbs.IN_A_GRID]
         if number < DRAWN:
-            thumbs.make_ready(stage.project, key, path, content)
+            thumbs.make_ready(stage.project, key, open_image(path, content=content).image)
             made[number] = [target.read_bytes() for target in targets]
         for target, copy in zip(targets, made[number % DRAWN], strict=True):
             write_whole(target, copy, durable=False)

@@ -80,15 +80,15 @@ class Shelf:
         parent = os.path.dirname(path)
         return "" if parent == self._home else os.path.basename(parent)
 
-    def add(self, request_key: str, name: str, png: bytes, *, size: tuple[int, int], facts: Mapping[str, Any]) -> Path:
-        """Write lineage, then image: an image that is there has its history. Its thumbnails follow."""
-        lineage = Lineage(request_key, content_key(png), len(png), *size, facts)
+    def add(self, request_key: str, name: str, png: bytes, image: Image.Image, *, facts: Mapping[str, Any]) -> Path:
+        """Write lineage, then image: an image that is there has its history. `image`: the pixels of `png`, for thumbnails."""
+        lineage = Lineage(request_key, content_key(png), len(png), *image.size, facts)
         write_json(self.stage.lineage / f"{request_key}.json", _described(lineage))
         path = self.stage.folder / f"{name}-{request_key}.png"
         write_whole(path, png)
         self.lineages[request_key] = lineage
         self.files[request_key] = path
-        make_ready(self.stage.project, lineage.image_key, path, png)
+        make_ready(self.stage.project, lineage.image_key, image)
         return path
 
     def note(self, request_key: str, **facts: Any) -> None:
@@ -161,7 +161,7 @@ def adopt(stage: Stage, images: Iterable[Image.Image], *, caption: str, prompt: 
         png = png_bytes(image)
         request_key = content_key(png)
         if request_key not in shelf.files:
-            shelf.add(request_key, "brought_in", png, size=image.size, facts=facts)
+            shelf.add(request_key, "brought_in", png, image, facts=facts)
         keys.append(request_key)
     return Dataset(stage.project, stage.name, tuple(record_of(shelf, key) for key in dict.fromkeys(keys)))
 

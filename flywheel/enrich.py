@@ -259,7 +259,7 @@ def _realigned(shelf: Shelf, dataset: Dataset, keys: Sequence[str]) -> list[str]
                 copy_key,
                 f"{shelf.files[request_key].stem.rpartition('-')[0]}-realigned",
                 png_bytes(copy.image),
-                size=copy.image.size,
+                copy.image,
                 facts=facts,
             )
         copies.append(copy_key)

@@ -37,10 +37,11 @@ class Tray:
     def __contains__(self, request_key: object) -> bool:
         return request_key in self.files
 
-    def add(self, request_key: str, name: str, png: bytes, *, size: tuple[int, int], facts: Mapping[str, Any]) -> Path:
+    def add(self, request_key: str, name: str, png: bytes, image: Image.Image, *, facts: Mapping[str, Any]) -> Path:
         """Write how it was made, then the image."""
         write_json(
-            self.folder / "lineage" / f"{request_key}.json", {"request_key": request_key, "width": size[0], "height": size[1], **facts}
+            self.folder / "lineage" / f"{request_key}.json",
+            {"request_key": request_key, "width": image.width, "height": image.height, **facts},
         )
         path = self.folder / f"{name}-{request_key}.png"
         write_whole(path, png)

@@ -57,8 +57,8 @@ class Keeper(Protocol):
 
     def __contains__(self, request_key: object) -> bool: ...
 
-    def add(self, request_key: str, name: str, png: bytes, *, size: tuple[int, int], facts: Mapping[str, Any]) -> Path:
-        """Keep an image; it is whole on disk when this returns."""
+    def add(self, request_key: str, name: str, png: bytes, image: Image.Image, *, facts: Mapping[str, Any]) -> Path:
+        """Keep an image, encoded and as pixels; it is whole on disk when this returns."""
         ...
 
 
@@ -199,7 +199,7 @@ class _Renderer(ExitStack):
         seconds += time.monotonic() - began
         made_by = fingerprint_of(self.editor, order.request)
         facts = {**order.facts, "editor": made_by, "notes": dict(rendered.notes), "seconds": round(seconds, 3)}
-        self.shelf.add(key, order.name, png_bytes(rendered.image), size=rendered.image.size, facts=facts)
+        self.shelf.add(key, order.name, png_bytes(rendered.image), rendered.image, facts=facts)
         return rendered.image
 
     def _settle(self, allowed: int) -> None:

@@ -101,9 +101,9 @@ def test_candidates_count_as_measured_and_once_called_good_as_asked(project, pho
     shelf = Shelf(project.stage("enriched"))
     facts = {"origin": "edit", "caption": "c", "parents": ["p"], "depth": 1, "source": None}
     for number, slot in enumerate((asked, asked, body)):
-        png = png_bytes(painted(LEFT, seed=80 + number))
+        image = painted(LEFT, seed=80 + number)
         request = EditRequest(slot.edit, (ControlRef(project.root, "c"),), number, 512, 512)
-        shelf.add(request.key({"editor": "test"}), f"n{number}", png, size=(512, 512), facts={**facts, "prompt": slot.edit})
+        shelf.add(request.key({"editor": "test"}), f"n{number}", png_bytes(image), image, facts={**facts, "prompt": slot.edit})
     dataset = review.under_review(project.stage("enriched"))
     assert counts(coverage(look(dataset, Painted()))) == {"half-left-neutral": 3}, "a measurement never says angry"
     assert counts(coverage(look(dataset, None))) == {}

@@ -291,7 +291,7 @@ def made_by(project, *prompts, stage="enriched", source=None):
     origin = {"key": source.key, "name": source.name} if source else None
     for prompt in prompts:
         image = painted((20,), seed=100 + len(prompt))
-        path = shelf.add(value_key(prompt), "made", png_bytes(image), size=image.size, facts={"prompt": prompt, "source": origin})
+        path = shelf.add(value_key(prompt), "made", png_bytes(image), image, facts={"prompt": prompt, "source": origin})
         images.append(ImageRecord(content_key(path), project.relative(path), 512, 512, ""))
     return Dataset(project, stage, tuple(images))
 
@@ -322,9 +322,7 @@ def test_what_was_made_from_a_drawing_is_one_until_a_photograph_is_asked_for(alb
     after = made_by(project, "in the rain again", source=back).images[0]
     corrected = Shelf(project.stage("corrections"))
     mended = painted((20,), seed=77)
-    path = corrected.add(
-        "c" * 16, "mended", png_bytes(mended), size=mended.size, facts={"prompt": "", "corrects": {"key": sunny.key, "name": "sun"}}
-    )
+    path = corrected.add("c" * 16, "mended", png_bytes(mended), mended, facts={"prompt": "", "corrects": {"key": sunny.key, "name": "sun"}})
     by_hand = content_key(path)
     told = drawings(project)
     assert set(told) == {anime.key, sunny.key, by_hand}

@@ -30,14 +30,14 @@ def scored(project):
     ]
     images, loras = [], {"rehearsal": "ohwx_v1 x 0.8"}
     for number, (who, prompt, editor) in enumerate(made):
-        png = png_bytes(painted(*([(who,)] if who < 999 else []), seed=100 + number))
+        image = painted(*([(who,)] if who < 999 else []), seed=100 + number)
         facts = {
             "prompt": prompt,
             "template": prompt,
             "editor": {"editor": editor, "loras": loras.get(editor, "")},
             "source": {"name": "source_001.png"},
         }
-        path = shelf.add(f"{number:016x}", "made", png, size=(512, 512), facts=facts)
+        path = shelf.add(f"{number:016x}", "made", png_bytes(image), image, facts=facts)
         images.append(ImageRecord(content_key(path), project.relative(path), 512, 512, ""))
     chosen = choose_references(Dataset(project, "source", tuple(references)), Painted())
     return identity.score(Dataset(project, "enriched", tuple(images)), chosen, Painted()), chosen

@@ -59,7 +59,8 @@ def lap(project):
             "notes": {},
         }
         key = f"{number:016x}"
-        shelf.add(key, f"{photo.stem}-edit", png_bytes(edited(scene(number), number + 40)), size=(384, 320), facts=facts)
+        edit = edited(scene(number), number + 40)
+        shelf.add(key, f"{photo.stem}-edit", png_bytes(edit), edit, facts=facts)
         edits.append(shelf.lineages[key].image_key)
     events = [review.LabelEvent(key, "needs_correction", ("identity", "hands"), "nose changed shape") for key in edits[:3]]
     review.record(project, [*events, review.LabelEvent(edits[3], "good")])
@@ -71,7 +72,7 @@ def repaired(project, edit, image, prompt="a better prompt", seed=7):
     stage = project.stage("corrections")
     facts = corrections.corrected_facts(corrections.original_of(stage, edit), prompt=prompt, seed=seed, editor={"editor": "stamp"})
     shelf = Shelf(stage)
-    shelf.add(f"{seed:016x}", "fixed", png_bytes(image), size=image.size, facts=facts)
+    shelf.add(f"{seed:016x}", "fixed", png_bytes(image), image, facts=facts)
     return shelf.lineages[f"{seed:016x}"].image_key
 
 

@@ -75,7 +75,7 @@ def reviewed_project(home: Path, name: str, count: int, spoil: Mapping[int, Call
         }
         image = portrait(number)
         png = spoil.get(number, bytes)(png_bytes(image))
-        path = shelf.add(value_key([name, number]), f"source_001-{number:02}", png, size=image.size, facts=facts)
+        path = shelf.add(value_key([name, number]), f"source_001-{number:02}", png, image, facts=facts)
         images.append(ImageRecord(content_key(path), project.relative(path), *image.size, facts["caption"], "edit", (source["key"],), 1))
     dataset = Dataset(project, "enriched", tuple(images))
     review.open_review(dataset, {"prompt": {}, "workflow": None})
