@@ -20,8 +20,8 @@ from .spread_routes import KEEP, offer, sieve_of
 
 NOT_MEASURABLE = ("pass on", "hold back")
 ENGINE = (
-    "What measures faces; all of it happens on this machine. dlib: free for any use. insightface: also knows profiles, but its models are for"
-    " non-commercial research only; nothing is downloaded by itself."
+    "What measures faces; all of it happens on this machine. dlib: free for any use. The others also know profiles; you bring their weights, nothing is"
+    " downloaded by itself. insightface: for non-commercial research only. auraface, uniface: offered under Apache-2.0 and MIT, see docs/faces.md."
 )
 RULES: dict[str, identity.Rule] = {"the nearest reference": "best", "the mean of all references": "mean"}
 KINDS = ("a photographed person", "a drawn or stylised character")

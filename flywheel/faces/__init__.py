@@ -25,6 +25,8 @@ PROMINENT = 0.4  # of the widest face: narrower ones are background
 EMBEDDERS = {  # name: module of this package with a function `load() -> Embedder`
     "dlib": "dlib_resnet",
     "insightface": "insightface_arcface",
+    "auraface": "auraface",
+    "uniface": "uniface_adaface",
 }
 
 

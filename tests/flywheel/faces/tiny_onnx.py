@@ -1,27 +1,18 @@
-"""The optional engine with the real insightface and onnxruntime, on two tiny networks made here in the form of theirs: a detector that takes red squares
-for faces, and a recogniser that adds pixels up. What the real weights see stays untested: they cannot be shipped."""
+"""Tiny networks in the form of those that insightface and uniface read: detectors that take red squares for faces, and a recogniser that adds pixels
+up. And the pictures for them. What the real weights see stays untested: they cannot be shipped."""
 
 import numpy as np
 import pytest
-from comfyui_flenwheel.flywheel import identity
-from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
-from comfyui_flenwheel.flywheel.faces import insightface_arcface
-from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whole
-from comfyui_flenwheel.flywheel.references import choose_references
 from PIL import Image
 
-WHY = "pip install insightface onnxruntime onnx, in an environment of its own, to run this with the real packages"
+WHY = "pip install insightface uniface onnxruntime onnx, in an environment of its own, to run this with the real packages"
 onnx = pytest.importorskip("onnx", reason=WHY)
-pytest.importorskip("onnxruntime", reason=WHY)
-pytest.importorskip("insightface.app", reason=WHY)
-
-pytestmark = pytest.mark.filterwarnings("ignore:.estimate. is deprecated:FutureWarning")  # insightface 2.1 of scikit-image
 
 STRIDES = (8, 16, 32)
 POINTS = ((-1, -0.5), (1, -0.5), (0, 0.25), (-0.75, 1), (0.75, 1))  # eyes, nose, corners of the mouth, in steps of 32 px from the middle
 
 
-def detector():
+def scrfd() -> bytes:
     """SCRFD's form: scores, boxes and points for three strides, two anchors each. Only the coarsest sees: a cell that is red has a face on its corner."""
     make, number = onnx.helper, onnx.numpy_helper.from_array
     red = np.zeros((2, 3, 1, 1), np.float32)
@@ -54,7 +45,46 @@ def detector():
     return saved(make.make_graph(nodes, "detector", [pixels], listed, [number(value, name) for name, value in constants.items()]))
 
 
-def recogniser():
+def retinaface() -> bytes:
+    """RetinaFace's form: boxes, scores and points for three strides of a picture of 640 px, two anchors each, as distances in parts of the anchor. Only
+    the first anchor of the coarsest sees; a cell that is red has a face on its corner, as in `scrfd`."""
+    make, number = onnx.helper, onnx.numpy_helper.from_array
+    finer, coarsest, anchor = 2 * (80**2 + 40**2), 20**2, 256
+    red = np.zeros((2, 3, 1, 1), np.float32)
+    red[0, 0], red[0, 1], red[0, 2] = -0.06, -0.06, 0.12  # uniface leaves BGR as it is, less the mean
+    corner = np.array([-16, -16], np.float32) / anchor / 0.1  # from the middle of a cell of 32 px
+    box = np.concatenate([corner, np.full(2, np.log(160 / anchor) / 0.2)]).astype(np.float32)
+    points = (corner + np.array(POINTS, np.float32) * 32 / anchor / 0.1).reshape(1, 10).astype(np.float32)
+    constants = {
+        "red": red,
+        "edge": np.array([-12, -99], np.float32),
+        "column": np.array([1, -1, 1], np.int64),
+        "blind": np.zeros((1, finer, 1), np.float32),
+        "box": np.tile(box, (1, finer + 2 * coarsest, 1)),
+        "points": np.tile(points, (1, finer + 2 * coarsest, 1)),
+        "one": np.ones(1, np.float32),
+        "nought": np.zeros(1, np.float32),
+    }
+    nodes = [
+        make.make_node("AveragePool", ["pixels"], ["mean"], kernel_shape=[32, 32], strides=[32, 32]),
+        make.make_node("Conv", ["mean", "red", "edge"], ["map"]),
+        make.make_node("Sigmoid", ["map"], ["sure"]),
+        make.make_node("Transpose", ["sure"], ["last"], perm=[0, 2, 3, 1]),
+        make.make_node("Reshape", ["last", "column"], ["coarse"]),
+        make.make_node("Concat", ["blind", "coarse"], ["face"], axis=1),
+        make.make_node("Sub", ["one", "face"], ["other"]),
+        make.make_node("Concat", ["other", "face"], ["scores"], axis=2),
+        make.make_node("Mul", ["face", "nought"], ["zero"]),
+        make.make_node("Add", ["zero", "box"], ["boxes"]),
+        make.make_node("Add", ["zero", "points"], ["landmarks"]),
+    ]
+    widths = {"boxes": 4, "scores": 2, "landmarks": 10}
+    listed = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, None, width]) for name, width in widths.items()]
+    pixels = make.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, [1, 3, 640, 640])
+    return saved(make.make_graph(nodes, "detector", [pixels], listed, [number(value, name) for name, value in constants.items()]))
+
+
+def recogniser() -> bytes:
     """ArcFace's form: 112 px in, 512 numbers out."""
     make, weights = onnx.helper, np.random.default_rng(0).normal(size=(192, 512)).astype(np.float32)
     nodes = [
@@ -71,15 +101,6 @@ def saved(graph) -> bytes:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model)
     return model.SerializeToString()
-
-
-@pytest.fixture
-def engine(monkeypatch, tmp_path):
-    pack = tmp_path / "engines" / "models" / "auraface"
-    write_whole(pack / "det_10g.onnx", detector())
-    write_whole(pack / "glintr100.onnx", recogniser())
-    monkeypatch.setenv("FLEN_INSIGHTFACE", str(tmp_path / "engines"))
-    return insightface_arcface.load()
 
 
 def portrait(*people: tuple[int, int, int], seed: int = 0) -> Image.Image:
@@ -99,33 +120,3 @@ def portrait(*people: tuple[int, int, int], seed: int = 0) -> Image.Image:
 
 
 ANNA, BEN = (40, 200, 160), (200, 190, 40)
-
-
-def test_the_real_package_finds_and_describes_through_our_engine(engine):
-    one, two = engine.faces(portrait(ANNA, seed=1)), engine.faces(portrait(ANNA, BEN, seed=2))
-    assert len(one) == 1 and len(two) == 2 and engine.faces(portrait(seed=3)) == ()
-    (face,) = one
-    assert face.box == (80, 80, 240, 240) and face.confidence > 0.5 and face.yaw == pytest.approx(0, abs=0.02)
-    assert face.embedding.shape == (512,) and np.linalg.norm(face.embedding) == pytest.approx(1, abs=1e-5)
-    apart = sorted(float(np.linalg.norm(face.embedding - other.embedding)) for other in two)
-    assert apart[0] < 0.1 < apart[1]
-    blue = Image.fromarray(np.asarray(portrait(ANNA, seed=1))[:, :, ::-1].copy())
-    assert engine.faces(blue) == (), "the channels arrive in the order it wants"
-
-
-def test_a_dataset_is_scored_by_the_real_package(engine, project):
-    records = []
-    for name, image in {
-        "a": portrait(ANNA, seed=1),
-        "b": portrait(ANNA, seed=2),
-        "c": portrait(BEN, seed=3),
-        "d": portrait(seed=4),
-    }.items():
-        path = project.stage("source").folder / f"{name}.png"
-        write_whole(path, png_bytes(image))
-        records.append(ImageRecord(content_key(path), project.relative(path), *image.size, ""))
-    dataset = Dataset(project, "source", tuple(records))
-    scores = identity.score(dataset, choose_references(dataset, engine, ["a.png"]), engine)
-    told = {image.stem: scores.by_key[image.key] for image in dataset.images}
-    assert [told[name].state for name in "abcd"] == ["measured", "measured", "measured", "no_face"]
-    assert told["b"].similarity > 0.9 > told["c"].similarity and scores.embedder.startswith("insightface-")
