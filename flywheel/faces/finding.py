@@ -2,8 +2,8 @@
 
 It usually runs in a process of its own (`helpers`): building dlib's detector stops every thread of a process for 0.2 s.
 HOG looks at about 640 px in grey, where it sees every face wider than a seventh of the picture; what is narrower beside one is background. Where it
-sees none it looks at about 1024 px, and there only for narrower ones. The sizes are steps of the pyramid that `face_recognition` walks down from
-twice the picture, so that both see a face in the same windows.
+sees none it looks at about 1024 px, for which a small picture is enlarged to at most twice its size, and there only for narrower ones. The sizes are
+steps of the pyramid that `face_recognition` walks down from twice the picture, so that both see a face in the same windows.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Finder:
 
     def _tries(self, picture: Picture) -> Iterator[list[_Found]]:
         there, before = max(picture.image.size), 0
-        for limit in HOG_PX:
-            side_px = _step(there * picture.width / picture.image.width, min(limit, there))
+        for limit in (min(HOG_PX[0], there), min(HOG_PX[1], 2 * there)):  # a small picture is enlarged for the second look
+            side_px = _step(there * picture.width / picture.image.width, limit)
             if side_px > before:  # else it has seen all of these pixels
                 # down to the step that was seen before and, because other pixels fall into its windows this time, that one again
                 steps = round(math.log(side_px / before, PYRAMID)) + 1 if before else 0

@@ -81,3 +81,14 @@ def test_a_second_face_counts_from_a_bound_on_and_the_only_one_however_weak(find
         elif raw[0] < 0.5:
             assert len(prominent(engine().faces(both))) == 2, "a person beside the one"
     assert 0.0 < counted[1] < 0.25 <= counted[2] < 0.5, "the pictures lie on both sides of the bound, and near it"
+
+
+@pytest.mark.parametrize("name", ["obama.jpg", "obama2.jpg", "obama3.jpg", "biden.jpg"])
+def test_a_small_picture_is_enlarged_for_the_second_look(finder, name):
+    """As face_recognition does: HOG sees nothing narrower than 80 px."""
+    image = open_image(next(path for path in portraits() if path.name == name)).image
+    face = finder.look(Picture(image, image.width)).cuts[0]
+    scale = 60 / (face.box[2] - face.box[0])
+    small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    (cut,) = finder.look(Picture(small, small.width)).cuts
+    assert 48 < cut.box[2] - cut.box[0] < 80 and cut.found_by == "hog"
