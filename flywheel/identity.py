@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from .dataset import Dataset
-from .drawings import drawings
+from .drawings import drawings, drawn_character
 from .errors import IdentityError, ScoreMismatch
 from .faces import Embedder, Face, prominent
 from .faces.measure import known, measure, remember
+from .faces.unseeing import Unseeing
 from .images import value_key
 from .project import Project
 from .store import connect
@@ -32,6 +34,7 @@ MATCH = 0.64  # 1 stranger in 10,000 gets here
 REVIEW = 0.55  # below it, 1 true image in 1,000
 MEAN_REACH = 0.97  # times the reach: a mean lies nearer to everybody, so two faces count as one person only at less distance
 RULES: tuple[Rule, ...] = ("best", "mean")
+WORDS = "; if its words mean something else, set drawn_styles of Identity Score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +167,8 @@ def score(
     """
     fingerprint = agreed(references, embedder)
     files = {image.key: dataset.path(image) for image in dataset.images}
-    if references.drawn:
-        by_key = {key: _refused(key, references, references.drawn) for key in files}
+    if why := references.drawn or drawn_character(dataset.project):
+        by_key = {key: _refused(key, references, _drawn(why)) for key in files}
         _store(dataset.project, by_key.values())
         return Scores(dataset, references.fingerprint, fingerprint, by_key)
     measured = measure(dataset.project, files, embedder, report=report)
@@ -179,7 +182,8 @@ def score(
     }
     drawn = {key: why for key, why in drawings(dataset.project).items() if key in by_key and by_key[key].state == "measured"}
     by_key |= {
-        key: _doubted(by_key[key], why) if drawn_too else _refused(key, references, why, by_key[key].faces) for key, why in drawn.items()
+        key: _doubted(by_key[key], why) if drawn_too else _refused(key, references, _drawn(why) + WORDS, by_key[key].faces)
+        for key, why in drawn.items()
     }
     _store(dataset.project, by_key.values())
     return Scores(dataset, references.fingerprint, fingerprint, by_key)
@@ -193,8 +197,10 @@ def score_image(image: Image.Image, key: str, project: Project, references: Refe
         IdentityError: the engine failed on this image.
     """
     fingerprint = agreed(references, embedder)
-    if why := references.drawn or drawings(project).get(key):
-        scored = _refused(key, references, why)
+    if why := references.drawn or drawn_character(project):
+        scored = _refused(key, references, _drawn(why))
+    elif why := drawings(project).get(key):
+        scored = _refused(key, references, _drawn(why) + WORDS)
     else:
         faces = known(project, [key], fingerprint).get(key)
         if faces is None:
@@ -231,9 +237,17 @@ def compare(images: Sequence[Image.Image], references: Sequence[Image.Image], em
 
 def comparable_scores(project: Project, keys: Iterable[str], among: Iterable[str] | None = None) -> dict[str, IdentityScore]:
     """Scores of these images, by key, all by one engine against one reference set: the one that scored most of the images, and of several the
-    newest. `among`: the images shown together, where `keys` are only some of them. An image that was scored only otherwise is left out."""
+    newest. `among`: the images shown together, where `keys` are only some of them. An image that was scored only otherwise is left out.
+
+    Of a drawn character no image has a number, also where one was measured before it was said: the class noun says it, or the last scoring did.
+    """
     wanted = json.dumps(list(keys))
     with connect(project.database) as db:
+        if note := _drawn_note(project, db):
+            rows = db.execute(
+                "SELECT DISTINCT image_key FROM identity_scores WHERE image_key IN (SELECT value FROM json_each(?))", (wanted,)
+            ).fetchall()
+            return {key: IdentityScore(key, "", Unseeing.name, "unverifiable", note=note) for (key,) in rows}
         rows = db.execute(  # a score that is written again gets a new rowid
             "SELECT s.* FROM identity_scores s JOIN (SELECT reference, embedder FROM identity_scores WHERE image_key IN"
             " (SELECT value FROM json_each(?)) GROUP BY reference, embedder ORDER BY COUNT(*) DESC, MAX(rowid) DESC LIMIT 1)"
@@ -279,11 +293,21 @@ def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet) -> Iden
     )
 
 
-def _refused(key: str, references: ReferenceSet, why: str, faces: int = 0) -> IdentityScore:
+def _refused(key: str, references: ReferenceSet, note: str, faces: int = 0) -> IdentityScore:
     """Drawn, so there is no number."""
-    way_out = "" if references.drawn else "; if its words mean something else, set drawn_styles of Identity Score"
-    note = f"drawn: {why}, and the number of a drawn face means nothing{way_out}"
     return IdentityScore(key, references.fingerprint, references.embedder, "unverifiable", faces=faces, note=note)
+
+
+def _drawn(why: str) -> str:
+    return f"drawn: {why}, and the number of a drawn face means nothing"
+
+
+def _drawn_note(project: Project, db: sqlite3.Connection) -> str:
+    """Why no image of this character has a number; empty where they may have one."""
+    if why := drawn_character(project):
+        return _drawn(why)
+    last = db.execute("SELECT embedder, note FROM identity_scores ORDER BY rowid DESC LIMIT 1").fetchone()
+    return last["note"] if last and last["embedder"] == Unseeing.name else ""
 
 
 def _doubted(score: IdentityScore, why: str) -> IdentityScore:

@@ -93,7 +93,8 @@ def make(
     faces: Mapping[str, tuple[Face, ...]] = {}
     if references and embedder:
         scores = score(made.dataset, references, embedder).by_key
-        faces = measure(photos.project, {image.key: made.dataset.path(image) for image in made.dataset.images}, embedder).faces
+        if not references.drawn:
+            faces = measure(photos.project, {image.key: made.dataset.path(image) for image in made.dataset.images}, embedder).faces
     decided = review.labels(photos.project)
     shots: list[Shot] = []
     for slot in _in_rows(coverage.card()):

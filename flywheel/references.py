@@ -13,6 +13,7 @@ from .drawings import SAY_SO, doubt, drawings
 from .errors import IdentityError
 from .faces import Embedder, Face, prominent
 from .faces.measure import Measured, Report, measure
+from .faces.unseeing import Unseeing
 from .identity import THRESHOLD, Odd, ReferenceSet, Rule, agreed
 from .quality import FRONT_DEGREES
 
@@ -20,6 +21,7 @@ SAID_SO = (
     "The face engines here learned from photographs, and their numbers for drawings mean nothing. No image gets one: all go to the review, where"
     " you judge by eye. Compare Pictures says how alike whole pictures look."
 )
+WORDS = "; if its words mean something else, set drawn_styles of Identity References"
 FEW = 3
 CHOSEN = 5  # references taken by themselves: 3 halve the error of 1, 5 halve it again; beyond, best-of-N lets strangers in
 ODD = 1.09  # times the reach: distance from every other reference at which a named one is pointed out
@@ -62,7 +64,13 @@ class Calibration:
 
 
 def choose_references(
-    dataset: Dataset, embedder: Embedder, names: Sequence[str] = (), *, rule: Rule = "best", report: Report | None = None
+    dataset: Dataset,
+    embedder: Embedder,
+    names: Sequence[str] = (),
+    *,
+    rule: Rule = "best",
+    drawn_too: bool = False,
+    report: Report | None = None,
 ) -> ReferenceSet:
     """The reference photographs of a dataset.
 
@@ -70,7 +78,8 @@ def choose_references(
     group of photographs that agree with each other is the character, and up to five of it that differ most are taken: best-of-N scoring
     gains little beyond five and lets more strangers in.
 
-    A picture that counts as drawn (see `drawings`) is none. Where the character itself may be drawn, a note or the error asks.
+    A picture that counts as drawn (see `drawings`) is none, unless with `drawn_too` somebody says that these words mean something else: then a note
+    tells it. Where the character itself may be drawn, a note or the error asks.
 
     Raises:
         IdentityError: a named photograph cannot be a reference, none can, or it is not clear which group is the character.
@@ -81,8 +90,8 @@ def choose_references(
     usable: list[tuple[ImageRecord, Face]] = []
     problems: list[str] = []
     for image in wanted:
-        why = drawn.get(image.key)
-        found = f"{image.name} is drawn: {why}" if why else _only_face(image, measured, named=bool(names))
+        why = "" if drawn_too else drawn.get(image.key)
+        found = f"{image.name} is drawn: {why}{WORDS}" if why else _only_face(image, measured, named=bool(names))
         if isinstance(found, str):
             problems.append(found)
         else:
@@ -94,6 +103,7 @@ def choose_references(
         raise IdentityError("No photo shows one clear face that could be the reference:", [*problems, asked or SAY_SO])
     chosen, odd = (usable, ()) if names else _agreeing(usable, embedder.reach)
     notes = _doubts(usable, embedder.reach) if names else [*map(str, odd), *(f"not used as a reference: {problem}" for problem in problems)]
+    notes += [f"{image.name} may be drawn: {drawn[image.key]}; taken because somebody said so" for image, _ in chosen if image.key in drawn]
     notes += [*_advice(chosen), *([asked] if asked else [])]
     return ReferenceSet(
         tuple(image.name for image, _ in chosen),
@@ -107,15 +117,19 @@ def choose_references(
     )
 
 
-def no_references(embedder: Embedder, drawn: str) -> ReferenceSet:
-    """The set of a character that is drawn, for the reason given: against it every image is unverifiable."""
-    return ReferenceSet((), (), (), embedder.fingerprint(), embedder.reach, notes=(SAID_SO,), drawn=drawn)
+def no_references(drawn: str) -> ReferenceSet:
+    """The set of a character that is drawn, for the reason given: against it every image is unverifiable, and no face engine is needed."""
+    nobody = Unseeing()
+    return ReferenceSet((), (), (), nobody.fingerprint(), nobody.reach, notes=(SAID_SO,), drawn=drawn)
 
 
-def calibrate(dataset: Dataset, references: ReferenceSet, embedder: Embedder, *, report: Report | None = None) -> Calibration:
+def calibrate(
+    dataset: Dataset, references: ReferenceSet, embedder: Embedder, *, drawn_too: bool = False, report: Report | None = None
+) -> Calibration:
     """How far the photographs of this person agree (each against the references without itself), and how near the others come.
 
-    A photograph belongs to the character if it is a reference or looks like one; one face in it decides, and it must be measurable.
+    A photograph belongs to the character if it is a reference or looks like one; one face in it decides, and it must be measurable. `drawn_too`: see
+    `choose_references`.
 
     Raises:
         ScoreMismatch: the references were measured by another embedder.
@@ -124,7 +138,7 @@ def calibrate(dataset: Dataset, references: ReferenceSet, embedder: Embedder, *,
     measured = measure(dataset.project, {image.key: dataset.path(image) for image in dataset.images}, embedder, report=report)
     own: dict[str, float] = {}
     others: dict[str, float] = {}
-    drawn = drawings(dataset.project)
+    drawn = {} if drawn_too else drawings(dataset.project)
     for image in dataset.images:
         face = _only_face(image, measured, named=False)
         if isinstance(face, str) or image.key in drawn or references.keys == (image.key,):

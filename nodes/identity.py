@@ -13,6 +13,7 @@ from ..flywheel.dataset import Dataset
 from ..flywheel.drawings import SAY_SO, drawn_character
 from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
+from ..flywheel.faces.unseeing import Unseeing
 from ..flywheel.references import calibrate, choose_references, no_references
 from ..flywheel.sheets import Tile, contact_sheet, histogram
 from . import host, sockets
@@ -25,8 +26,20 @@ ENGINE = (
 )
 RULES: dict[str, identity.Rule] = {"the nearest reference": "best", "the mean of all references": "mean"}
 KINDS = ("a photographed person", "a drawn or stylised character")
-DRAWN_STYLES = ("not scored", "scored all the same")
+SCORED = ("not scored", "scored all the same")
+TAKEN = ("not taken", "taken all the same")
 UNMEASURED = ("stop with an error", "give -1")
+
+
+DRAWN = "Images whose prompt, or whose source's prompt, asks for a drawing (in anime style, an oil painting of): the number of a drawn face means nothing, so"
+
+
+def _scores() -> io.Input:
+    return sockets.SCORES.Input("scores", tooltip="From Identity Score.")
+
+
+def _drawn_styles(options: tuple[str, str], tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input("drawn_styles", options=list(options), default=options[0], optional=True, tooltip=f"{DRAWN} {tooltip}")
 
 
 def _threshold(tooltip: str) -> io.Float.Input:
@@ -72,6 +85,7 @@ class IdentityReferences(io.ComfyNode):
                     tooltip="The engines learned faces from photographs. What they say of a drawn face means nothing, and they cannot tell that it is"
                     " drawn: say so here, or in the project's class noun (anime girl). Then no image gets a number, and all go to your review.",
                 ),
+                _drawn_styles(TAKEN, "they are no references. If those words mean something else here, have them taken all the same."),
             ],
             outputs=[
                 sockets.REFERENCES.Output("references", tooltip="Connect to Identity Score and Enrich Dataset."),
@@ -84,17 +98,24 @@ class IdentityReferences(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, dataset: Dataset, names: str, engine: str, compare_with: str = next(iter(RULES)), kind: str = KINDS[0]
+        cls,
+        dataset: Dataset,
+        names: str,
+        engine: str,
+        compare_with: str = next(iter(RULES)),
+        kind: str = KINDS[0],
+        drawn_styles: str = TAKEN[0],
     ) -> io.NodeOutput:
-        measuring = embedder(engine)
         if drawn := "somebody said so in Identity References" if kind == KINDS[1] else drawn_character(dataset.project):
-            faces = no_references(measuring, drawn)
+            faces = no_references(drawn)
             text = "\n".join([f"The character is drawn or stylised: {drawn}.", *faces.notes])
-            return io.NodeOutput(sockets.References(faces, measuring), text, ui=host.shown(text))
+            return io.NodeOutput(sockets.References(faces, Unseeing()), text, ui=host.shown(text))
+        measuring = embedder(engine)
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces").count
         named = [name for name in re.split(r"[,\s]+", names) if name]
-        faces = choose_references(dataset, measuring, named, rule=RULES[compare_with], report=report)
-        meaning = calibrate(dataset, faces, measuring, report=report).words
+        drawn_too = drawn_styles == TAKEN[1]
+        faces = choose_references(dataset, measuring, named, rule=RULES[compare_with], drawn_too=drawn_too, report=report)
+        meaning = calibrate(dataset, faces, measuring, drawn_too=drawn_too, report=report).words
         asked = [] if any(SAY_SO in note for note in faces.notes) else [f"These numbers hold for a photographed person. {SAY_SO}"]
         text = "\n".join([f"References: {', '.join(faces.names)}", *meaning, *faces.notes, *asked])
         return io.NodeOutput(sockets.References(faces, measuring), text, ui=host.shown(text))
@@ -114,13 +135,8 @@ class IdentityScore(io.ComfyNode):
             inputs=[
                 sockets.DATASET.Input("dataset", tooltip="Images to score: photos or candidates."),
                 sockets.REFERENCES.Input("references", tooltip="The character's face."),
-                io.Combo.Input(
-                    "drawn_styles",
-                    options=list(DRAWN_STYLES),
-                    default=DRAWN_STYLES[0],
-                    optional=True,
-                    tooltip="Images whose prompt, or whose source's prompt, asks for a drawing (in anime style, an oil painting of): the number of a drawn"
-                    " face means nothing, so they get none and go to your review. If those words mean something else here, have them scored all the same.",
+                _drawn_styles(
+                    SCORED, "they get none and go to your review. If those words mean something else here, have them scored all the same."
                 ),
             ],
             outputs=[
@@ -133,11 +149,9 @@ class IdentityScore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: Dataset, references: sockets.References, drawn_styles: str = DRAWN_STYLES[0]) -> io.NodeOutput:
+    def execute(cls, dataset: Dataset, references: sockets.References, drawn_styles: str = SCORED[0]) -> io.NodeOutput:
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces")
-        scores = identity.score(
-            dataset, references.faces, references.embedder, drawn_too=drawn_styles == DRAWN_STYLES[1], report=report.count
-        )
+        scores = identity.score(dataset, references.faces, references.embedder, drawn_too=drawn_styles == SCORED[1], report=report.count)
         text = "\n".join(_line(image.name, scores.by_key[image.key]) for image in dataset.images)
         return io.NodeOutput(scores, text, ui=host.shown(text))
 
@@ -153,7 +167,7 @@ class IdentityFilter(io.ComfyNode):
             category="FLENwheel/identity",
             description=cls.__doc__ or "",
             inputs=[
-                sockets.SCORES.Input("scores", tooltip="From Identity Score."),
+                _scores(),
                 _threshold("Similarity an image needs. 0.60 keeps 99 % of true images and lets under 1 % of strangers in; 0.64 is strict."),
                 io.Combo.Input(
                     "not_measurable",
@@ -232,7 +246,7 @@ class IdentityReport(io.ComfyNode):
             category="FLENwheel/identity",
             description=cls.__doc__ or "",
             inputs=[
-                sockets.SCORES.Input("scores", tooltip="From Identity Score."),
+                _scores(),
                 sockets.REFERENCES.Input("references", tooltip="The references these scores were made with."),
                 _threshold("Where the report draws the line between passed and failed."),
                 io.Int.Input("faces", default=8, min=1, max=40, tooltip="How many of the least and of the most alike faces are shown."),

@@ -1,5 +1,6 @@
 """A project with photographs and candidates, made of real files."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,21 @@ def sources(project: Project) -> Dataset:
 @pytest.fixture
 def candidates(project: Project) -> Dataset:
     return adopt(project.stage("enriched"), [picture(100 + number) for number in range(6)], caption="photo of ohwx_char person")
+
+
+@pytest.fixture
+def album(project: Project) -> Callable[..., Dataset]:
+    """Makes a dataset of named pictures."""
+
+    def make(**pictures: Image.Image) -> Dataset:
+        records = []
+        for name, image in pictures.items():
+            path = project.stage("source").folder / f"{name}.png"
+            write_whole(path, png_bytes(image))
+            records.append(ImageRecord(content_key(path), project.relative(path), *image.size, ""))
+        return Dataset(project, "source", tuple(records))
+
+    return make
 
 
 def photographs(project: Project, count: int) -> Dataset:

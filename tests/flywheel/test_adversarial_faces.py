@@ -2,9 +2,9 @@
 
 import pytest
 from comfyui_flenwheel.flywheel import identity, sifting
-from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
+from comfyui_flenwheel.flywheel.dataset import Dataset
 from comfyui_flenwheel.flywheel.errors import IdentityError
-from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes, write_whole
+from comfyui_flenwheel.flywheel.images import open_image
 from comfyui_flenwheel.flywheel.project import open_project
 from comfyui_flenwheel.flywheel.quality import UNKNOWN, figures, near_duplicates, view
 from comfyui_flenwheel.flywheel.references import calibrate, choose_references
@@ -24,19 +24,6 @@ def people():
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     return open_project(tmp_path_factory.mktemp("faces"), "Hard", instance_token="ohwx_char", class_noun="person")
-
-
-@pytest.fixture
-def album(project):
-    def make(**pictures: Image.Image) -> Dataset:
-        records = []
-        for name, image in pictures.items():
-            path = project.stage("source").folder / f"{name}.png"
-            write_whole(path, png_bytes(image))
-            records.append(ImageRecord(content_key(path), project.relative(path), *image.size, ""))
-        return Dataset(project, "source", tuple(records))
-
-    return make
 
 
 def _fitted(image: Image.Image, px: int) -> Image.Image:

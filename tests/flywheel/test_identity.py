@@ -9,6 +9,7 @@ from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.drawings import drawings
 from comfyui_flenwheel.flywheel.errors import IdentityError, ScoreMismatch
+from comfyui_flenwheel.flywheel.faces.unseeing import Unseeing
 from comfyui_flenwheel.flywheel.identity import IdentityScore, Scores
 from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes, value_key, write_whole
 from comfyui_flenwheel.flywheel.references import CHOSEN, calibrate, choose_references, no_references
@@ -32,21 +33,6 @@ class Slow(Painted):
 class Forbidden(Painted):
     def faces(self, image):
         raise AssertionError("this picture was measured before")
-
-
-@pytest.fixture
-def album(project):
-    """Makes a dataset of named pictures."""
-
-    def make(**pictures) -> Dataset:
-        records = []
-        for name, image in pictures.items():
-            path = project.stage("source").folder / f"{name}.png"
-            write_whole(path, png_bytes(image))
-            records.append(ImageRecord(content_key(path), project.relative(path), *image.size, ""))
-        return Dataset(project, "source", tuple(records))
-
-    return make
 
 
 def states(scores: Scores) -> dict[str, str]:
@@ -338,16 +324,58 @@ def test_what_was_made_from_a_drawing_is_one_until_a_photograph_is_asked_for(alb
     assert sunny.name not in chosen.names and any(f"{sunny.name} is drawn" in note for note in chosen.notes)
 
 
+def test_a_picture_that_its_words_call_drawn_is_a_reference_only_if_somebody_says_so(album, project):
+    photos = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
+    toon = made_by(project, "in anime style").images[0]
+    dataset = Dataset(project, "enriched", (*photos.images, toon))
+    with pytest.raises(IdentityError, match="if its words mean something else, set drawn_styles of Identity References"):
+        choose_references(dataset, Painted(), [toon.name])
+    assert toon.name not in choose_references(dataset, Painted()).names
+    taken = choose_references(dataset, Painted(), [toon.name], drawn_too=True)
+    assert taken.names == (toon.name,)
+    assert any(note == f"{toon.name} may be drawn: its prompt asks for 'anime'; taken because somebody said so" for note in taken.notes)
+    assert not any("may be drawn" in note for note in choose_references(photos, Painted(), drawn_too=True).notes)
+    assert toon.name not in {**calibrate(dataset, taken, Painted()).own, **calibrate(dataset, taken, Painted()).others}
+    said = calibrate(dataset, taken, Painted(), drawn_too=True)
+    assert {"a.png", "b.png"} <= {*said.own, *said.others}
+
+
 def test_a_drawn_character_is_never_measured(album, project):
     dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
-    references = no_references(Painted(), "'anime girl' is the project's class noun")
-    scores = identity.score(dataset, references, Forbidden())
+    references = no_references("'anime girl' is the project's class noun")
+    scores = identity.score(dataset, references, Unseeing())
     assert states(scores) == {"a": "unverifiable", "b": "unverifiable"}
     assert by_name(scores, "a").note == "drawn: 'anime girl' is the project's class noun, and the number of a drawn face means nothing"
     assert len(sifting.parts(scores).review.images) == 2
     assert references.fingerprint != choose_references(dataset, Painted()).fingerprint
     report = identity_report.build(scores, references, 0.6)
     assert "because the character is drawn" in report.html and "nearest of" not in report.html
+    image = dataset.images[0]
+    assert identity.score_image(painted((10,)), image.key, project, references, Unseeing()).state == "unverifiable"
+
+
+def test_numbers_from_before_the_character_was_said_to_be_drawn_are_shown_no_more(album, project):
+    dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2), c=painted((12,), seed=3))
+    keys = [image.key for image in dataset.images]
+    photos = choose_references(dataset, Painted())
+    identity.score(dataset, photos, Painted())
+
+    def shown(of):
+        return [identity.comparable_scores(of, keys)[key].similarity for key in keys]
+
+    assert None not in shown(project)
+    girl = replace(project, class_noun="anime girl")
+    assert shown(girl) == [None] * 3, "the class noun says it"
+    note = "drawn: 'anime girl' is the project's class noun, and the number of a drawn face means nothing"
+    assert {score.note for score in identity.comparable_scores(girl, keys).values()} == {note}
+    of_girl = replace(dataset, project=girl)
+    assert set(states(identity.score(of_girl, photos, Forbidden())).values()) == {"unverifiable"}, "also against photographs of somebody"
+    assert identity.score_image(painted((10,)), keys[0], girl, photos, Forbidden()).state == "unverifiable"
+    identity.score(dataset, photos, Painted())
+    identity.score(dataset.keeping({keys[0]}), no_references("somebody said so in Identity References"), Unseeing())
+    assert shown(project) == [None] * 3, "somebody said it after they were measured"
+    identity.score(dataset, photos, Painted())
+    assert None not in shown(project), "the last word counts"
 
 
 def test_where_the_character_may_be_drawn_somebody_is_asked(album, project):

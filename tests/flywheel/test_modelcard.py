@@ -7,8 +7,9 @@ from comfyui_flenwheel.flywheel import modelcard, review
 from comfyui_flenwheel.flywheel.curate import curate
 from comfyui_flenwheel.flywheel.editors import Rendered
 from comfyui_flenwheel.flywheel.errors import DatasetError
+from comfyui_flenwheel.flywheel.faces.unseeing import Unseeing
 from comfyui_flenwheel.flywheel.photo_shelf import photos_in
-from comfyui_flenwheel.flywheel.references import choose_references
+from comfyui_flenwheel.flywheel.references import choose_references, no_references
 
 from .faces.painted import Painted, painted, painted_png
 from .stamp import Stamp
@@ -62,6 +63,12 @@ def test_23_images_of_the_best_photo_in_rows_and_nothing_measured_without_refere
     assert made.text().startswith(
         "0 of 23 images passed at the first try (0%, up to 100% if you like all that are undecided); the goal of 80% is open."
     )
+
+
+def test_of_a_drawn_character_no_face_is_measured(photos):
+    made = card(photos, references=no_references("somebody said so"), embedder=Unseeing())
+    why = "drawn: somebody said so, and the number of a drawn face means nothing"
+    assert {(shot.verdict, shot.why) for shot in made.shots} == {("undecided", why)}
 
 
 def test_a_persons_verdict_counts_and_nothing_is_made_twice(photos):

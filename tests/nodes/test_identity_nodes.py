@@ -14,14 +14,17 @@ from . import comfy
 
 pytestmark = [pytest.mark.comfy, pytest.mark.faces]
 
-NO_PKG_RESOURCES = """
+
+def without(package: str) -> str:
+    """A sitecustomize.py of a Python that lacks this package."""
+    return f"""
 import sys
 
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "pkg_resources":
-            raise ModuleNotFoundError("No module named 'pkg_resources'")
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError("No module named {package!r}")
 
 
 sys.meta_path.insert(0, Missing())
@@ -32,7 +35,7 @@ sys.meta_path.insert(0, Missing())
 def bare(comfyui, tmp_path_factory):
     """ComfyUI in a Python that has face_recognition and lacks pkg_resources, as every new virtual environment does."""
     site = tmp_path_factory.mktemp("site")
-    (site / "sitecustomize.py").write_text(NO_PKG_RESOURCES)
+    (site / "sitecustomize.py").write_text(without("pkg_resources"))
     env = {**os.environ, "PYTHONPATH": str(site)}
     trap = subprocess.run(
         [sys.executable, "-c", "import face_recognition; print('lived')"], env=env, capture_output=True, text=True, timeout=120
@@ -125,3 +128,21 @@ def test_what_cannot_be_said_is_not_said(bare, photos):
     assert outcome.status == "error" and "image 1: no face was found" in outcome.error
     nobody["109"]["inputs"]["not_measurable"] = "give -1"
     assert comfy.run(bare.address, nobody).status == "success"
+
+
+def test_a_drawn_character_goes_through_where_no_face_engine_is_installed(comfyui, photos, tmp_path):
+    """The whole first lap, with retries on drift; a photographed character is told what to install."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(without("dlib"))
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    lap = {"Curate_Source__folder": str(photos), "Prompt_Set__per_source": 1, "Enrich_Dataset__megapixels": 0.1}
+    with Server(comfyui, Path(sys.executable), tmp_path / "comfyui", env=env) as running:
+        drawn = comfy.run(running.address, comfy.first_lap(Project__name="girl", Project__class_noun="anime girl", **lap))
+        assert drawn.status == "success", drawn.error
+        for scored in ("4", "9"):
+            lines = drawn.text(scored).splitlines()
+            assert lines and all("not measurable (drawn: 'anime girl' is the project's class noun" in line for line in lines)
+        items = comfy.review(running.address, "girl")["items"]
+        assert items and all(item["similarity"] is None and item["suggestion"] is None for item in items), "the review shows no number"
+        person = comfy.run(running.address, comfy.first_lap(Project__name="person", **lap))
+    assert person.status == "error" and "the package dlib-bin is missing" in person.error

@@ -5,10 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel import identity
-from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.errors import IdentityError, ScoreMismatch
 from comfyui_flenwheel.flywheel.faces import auraface, insightface_arcface, uniface_adaface
-from comfyui_flenwheel.flywheel.images import content_key, png_bytes, write_whole
+from comfyui_flenwheel.flywheel.images import write_whole
 from comfyui_flenwheel.flywheel.references import choose_references
 from PIL import Image
 
@@ -63,18 +62,8 @@ def test_the_real_package_finds_and_describes_through_our_engine(engine):
     assert engine.faces(blue) == (), "the channels arrive in the order it wants"
 
 
-def dataset_of(project, **pictures) -> Dataset:
-    records = []
-    for name, image in pictures.items():
-        path = project.stage("source").folder / f"{name}.png"
-        write_whole(path, png_bytes(image))
-        records.append(ImageRecord(content_key(path), project.relative(path), *image.size, ""))
-    return Dataset(project, "source", tuple(records))
-
-
-def test_a_dataset_is_scored_by_the_real_package(engine, project):
-    dataset = dataset_of(
-        project,
+def test_a_dataset_is_scored_by_the_real_package(engine, album):
+    dataset = album(
         a=portrait(ANNA, seed=1),
         b=portrait(ANNA, seed=2),
         c=portrait(BEN, seed=3),
@@ -88,10 +77,10 @@ def test_a_dataset_is_scored_by_the_real_package(engine, project):
     assert told["b"].similarity > 0.9 > told["c"].similarity and scores.embedder.startswith(f"{engine.name}-")
 
 
-def test_engines_are_never_compared_though_they_read_the_same_networks(monkeypatch, tmp_path, project):
+def test_engines_are_never_compared_though_they_read_the_same_networks(monkeypatch, tmp_path, album):
     made = [make(monkeypatch, tmp_path / make.__name__) for make in (insightface_engine, auraface_engine, uniface_engine)]
     assert len({engine.fingerprint() for engine in made}) == 3 == len({engine.reach for engine in made})
-    dataset = dataset_of(project, a=portrait(ANNA, seed=1))
+    dataset = album(a=portrait(ANNA, seed=1))
     for engine in made:
         references = choose_references(dataset, engine, ["a.png"])
         for other in made:
