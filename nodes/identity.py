@@ -29,8 +29,6 @@ KINDS = ("a photographed person", "a drawn or stylised character")
 SCORED = ("not scored", "scored all the same")
 TAKEN = ("not taken", "taken all the same")
 UNMEASURED = ("stop with an error", "give -1")
-
-
 DRAWN = "Images whose prompt, or whose source's prompt, asks for a drawing (in anime style, an oil painting of): the number of a drawn face means nothing, so"
 
 
