@@ -17,7 +17,20 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from .editors import Accountable, Choosy, Developing, Edit, Editor, EditRequest, Exposed, Foresighted, Rendered, fingerprint_of, key_of
+from .editors import (
+    Accountable,
+    Choosy,
+    Developing,
+    Edit,
+    Editor,
+    EditRequest,
+    Exposed,
+    Foresighted,
+    Rendered,
+    expose,
+    fingerprint_of,
+    key_of,
+)
 from .errors import EditorError, EditorUnavailable, FlywheelError, OutOfRoom, StorageError
 from .images import png_bytes
 
@@ -176,7 +189,7 @@ class _Renderer(ExitStack):
         edit = self._session(order, limit)
         began = time.monotonic()
         try:
-            exposed = edit.expose(order.request, self._tick) if isinstance(edit, Developing) else _ready(edit(order.request, self._tick))
+            exposed = expose(edit, order.request, self._tick)
         except (StorageError, EditorUnavailable):
             raise
         except FlywheelError as error:
@@ -266,11 +279,6 @@ class _Renderer(ExitStack):
         done = len(self.finished) + len(self.failed)
         eta = (self.total - done - fraction) * self.editing_s / self.edits if self.edits else None
         return Progress(done + fraction, self.total, self.edits, eta, preview, name)
-
-
-def _ready(rendered: Rendered) -> Exposed:
-    """Of an editor that has the pixels at once."""
-    return Exposed(lambda: rendered, lambda: rendered)
 
 
 def _refuse_unsuitable(orders: Iterable[Order], editor: Editor) -> None:

@@ -23,7 +23,21 @@ from . import corrections
 from .candidates import TRIES, Shelf, record_of
 from .corrections import Original
 from .dataset import Dataset
-from .editors import Choosy, ControlRef, Edit, Editor, EditRequest, Rendered, Tick, fingerprint_of
+from .editors import (
+    Accountable,
+    Choosy,
+    ControlRef,
+    Developing,
+    Edit,
+    Editor,
+    EditRequest,
+    Exposed,
+    Foresighted,
+    Rendered,
+    Tick,
+    expose,
+    fingerprint_of,
+)
 from .errors import DatasetError, EditorError, ImageError, StorageError
 from .images import content_key, open_image, png_bytes, value_key, write_json, write_whole
 from .project import Project, Stage
@@ -276,15 +290,43 @@ class _Inside:
     @contextmanager
     def session(self) -> Iterator[Edit]:
         with self.editor.session() as edit:
-            yield lambda request, tick: self._edit(edit, request, tick)
+            yield _MaskedEdit(edit, self._laid_over)
 
-    def _edit(self, edit: Callable[[EditRequest, Tick], Rendered], request: EditRequest, tick: Tick) -> Rendered:
-        rendered = edit(request, tick)
+    def _laid_over(self, rendered: Rendered, request: EditRequest) -> Rendered:
         before = open_image(request.controls[0].path).image
         soft = self.picture.filter(ImageFilter.GaussianBlur(max(before.size) / FEATHER / 3))
         grown = Image.composite(soft, Image.new("L", soft.size, 0), self.picture.filter(ImageFilter.MaxFilter(3)))
         image = Image.composite(rendered.image.convert("RGB").resize(before.size), before, grown)
         return Rendered(image, {**rendered.notes, "mask": self.mask})
+
+
+@dataclass(frozen=True, slots=True)
+class _MaskedEdit:
+    """An editor's session whose every image is laid over its candidate, as soon as it has pixels."""
+
+    edit: Edit
+    laid_over: Callable[[Rendered, EditRequest], Rendered]
+
+    def __call__(self, request: EditRequest, tick: Tick) -> Rendered:
+        return self.laid_over(self.edit(request, tick), request)
+
+    def expose(self, request: EditRequest, tick: Tick) -> Exposed:
+        exposed = expose(self.edit, request, tick)
+        return Exposed(
+            lambda: self.laid_over(exposed.develop(), request),
+            lambda: self.laid_over(exposed.develop_alone(), request),
+        )
+
+    def abandon(self) -> None:
+        if isinstance(self.edit, Developing):
+            self.edit.abandon()
+
+    def expect(self, requests: Sequence[EditRequest]) -> None:
+        if isinstance(self.edit, Foresighted):
+            self.edit.expect(requests)
+
+    def account(self) -> Sequence[str]:
+        return self.edit.account() if isinstance(self.edit, Accountable) else ()
 
 
 Planned = list[tuple[Order, RepairOrder]]

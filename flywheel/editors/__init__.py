@@ -156,6 +156,14 @@ class Accountable(Protocol):
         ...
 
 
+def expose(edit: Edit, request: EditRequest, tick: Tick) -> Exposed:
+    """What an editor makes of a request; of one that has the pixels at once, these."""
+    if isinstance(edit, Developing):
+        return edit.expose(request, tick)
+    rendered = edit(request, tick)
+    return Exposed(lambda: rendered, lambda: rendered)
+
+
 def key_of(editor: Editor, request: EditRequest) -> str:
     """The name of what this editor makes of this request."""
     return request.key(fingerprint_of(editor, request))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -71,3 +71,26 @@ class _Exposing:
 
     def abandon(self) -> None:
         self.room.given_up.set()
+
+
+@dataclass(frozen=True)
+class Foreseeing(Darkroom):
+    """A darkroom that is told what is to come and tells what it needed."""
+
+    foreseen: list[EditRequest] = field(default_factory=list)
+
+    @contextmanager
+    def session(self) -> Iterator[Edit]:
+        with Stamp.session(self):
+            yield _Foreseeing(self)
+
+
+@dataclass(frozen=True)
+class _Foreseeing(_Exposing):
+    room: Foreseeing
+
+    def expect(self, requests: Sequence[EditRequest]) -> None:
+        self.room.foreseen.extend(requests)
+
+    def account(self) -> list[str]:
+        return ["so much memory"]

@@ -1,16 +1,18 @@
+import threading
+
 import pytest
 from comfyui_flenwheel.flywheel import corrections, evidence, ledger, repair, review
 from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.desk import Desk
 from comfyui_flenwheel.flywheel.enrich import enrich
-from comfyui_flenwheel.flywheel.errors import DatasetError, EditorError, ImageError
+from comfyui_flenwheel.flywheel.errors import Abandoned, DatasetError, EditorError, ImageError
 from comfyui_flenwheel.flywheel.images import open_image, png_bytes
 from comfyui_flenwheel.flywheel.ledger import LabelEvent
 from comfyui_flenwheel.flywheel.prompts import PromptSet
 from PIL import Image, ImageChops, ImageDraw
 
 from .conftest import picture
-from .stamp import Stamp
+from .stamp import Darkroom, Foreseeing, Stamp
 
 
 @pytest.fixture
@@ -61,6 +63,45 @@ def test_a_masked_repair_leaves_the_rest_as_it_is_to_the_bit(made):
     left, top, right, bottom = next(box for box in changed if box != (0, 0, image.width, image.height))
     assert left >= spot[0] - 1 and top >= spot[1] - 1 and right <= spot[2] + 2 and bottom <= spot[3] + 2
     assert {made.depth for made in repaired.dataset.images} == {2}
+
+
+def test_a_masked_repair_is_developed_while_the_next_is_made_and_all_its_words_are_foreseen(made):
+    image = made.images[0]
+    mask = repair.keep_mask(made.project, image.key, png_bytes(Image.new("L", (image.width, image.height), 255)))
+    repair.place_order(made.project, image.key, "mend it", [1, 2], start="candidate", mask=mask)
+    second = threading.Event()
+
+    def wait_for_the_second(request, beside):
+        assert beside and (request.seed == 2 or second.wait(30)), "the second was not begun"
+
+    editor = Foreseeing(before=lambda request: request.seed == 2 and second.set(), develops=wait_for_the_second)
+    repaired = repair.carry_out(made.project, editor)
+    assert len(repaired.dataset.images) == 2 and "so much memory" in repaired.notes
+    assert [request.seed for request in editor.foreseen] == [1, 2]
+
+
+def test_a_cancelled_masked_repair_gives_up_what_is_being_developed(made):
+    image = made.images[0]
+    mask = repair.keep_mask(made.project, image.key, png_bytes(Image.new("L", (image.width, image.height), 255)))
+    repair.place_order(made.project, image.key, "mend it", [1, 2], start="candidate", mask=mask)
+    stuck = threading.Event()
+
+    class Cancelled(BaseException):
+        pass
+
+    def wait_to_be_given_up(request, beside):
+        stuck.set()
+        assert editor.given_up.wait(30), "nobody gave it up"
+        raise Abandoned("given up")
+
+    def cancel(progress):
+        if stuck.is_set():
+            raise Cancelled
+
+    editor = Darkroom(develops=wait_to_be_given_up)
+    with pytest.raises(Cancelled):
+        repair.carry_out(made.project, editor, report=cancel)
+    assert repair.carry_out(made.project, Stamp()).orders[0].state == "done"
 
 
 def test_a_mask_of_another_size_or_without_paint_is_refused(made):
