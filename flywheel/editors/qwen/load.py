@@ -111,10 +111,12 @@ def text_encoder(
     cache: Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> Any:
-    """The text encoder without its vocabulary head. Quantised on the way to `device`, and kept in `cache`; the vision tower stays as it is."""
+    """The text encoder without its vocabulary head. Quantised on the way to `device`, and kept in `cache`; the vision tower stays as it is. One that is
+    stored in fewer bits stays as it is stored."""
     import transformers
     from accelerate import init_empty_weights
 
+    precision = "as stored" if model.quantised("text_encoder") else precision
     folder = str(model.root / "text_encoder")
     name = (model.config("text_encoder").get("architectures") or ["Qwen2_5_VLForConditionalGeneration"])[0]
     kept = _kept(model, "text_encoder", precision, cache)
@@ -152,19 +154,18 @@ def _share(progress: Progress, number: int, of: int) -> Progress:
 
 def _read_whole(kind: Any, model: ModelFolder, dtype: torch.dtype, progress: Progress) -> Any:
     """A text encoder as it is stored, in `dtype`. Read weight by weight here, because transformers listens to nobody while it reads; it puts them where
-    they belong, under whatever names the file has."""
+    they belong, under whatever names the file has and however many bits they are stored in."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(str(model.root / "text_encoder"), local_files_only=True)
-    if hasattr(config, "quantization_config"):  # stored in fewer bits: only transformers can read it
-        return kind.from_pretrained(str(model.root / "text_encoder"), dtype=dtype, local_files_only=True)
-    files = TensorFiles(model.files("text_encoder"))
+    packed = model.quantised("text_encoder")
+    files = TensorFiles(model.files("text_encoder"), raw=packed)
     names = list(files.names())
     read: dict[str, torch.Tensor] = {}
     for count, name in enumerate(names):
         progress(count, len(names))
-        tensor = files.read(name)
-        read[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        tensor = files.raw(name) if packed else files.read(name)
+        read[name] = tensor if packed or not tensor.is_floating_point() else tensor.to(dtype)
     progress(len(names), len(names))
     return kind.from_pretrained(None, config=config, state_dict=read, dtype=dtype)
 
@@ -286,7 +287,7 @@ def keep(made: Any, path: Path, facts: dict[str, str]) -> None:
 
 
 def _restore(made: Any, path: Path, sizes: Any, precision: Any, dtype: torch.dtype, device: Any, progress: Progress) -> None:
-    files = TensorFiles([path], ours=True)
+    files = TensorFiles([path], raw=True)
     grouped: dict[str, list[str]] = {}
     for name in files.names():
         grouped.setdefault(_PARTS.split(name)[0], []).append(name)

@@ -25,7 +25,7 @@ RUNGS: dict[Rung, str] = {
     "nf4": "the transformer is kept in 4 bits, and text encoder and transformer take turns",
     "streamed": "the transformer's blocks come to the card one by one, which is slow",
 }
-_STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+_STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "U8": 1, "I8": 1}
 ACTIVATIONS = 24  # times tokens x width: what a block holds at once without gradients
 VAE_BYTES_PER_PIXEL = 1400  # of decoding in bf16, widest layer and its neighbours
 _FULL = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -99,6 +99,7 @@ def plan(
 
     def planned(kind: Precision, words: Precision, one: Any) -> Plan:
         kind = "nf4" if one == "nf4" else kind
+        words = "as stored" if model.quantised("text_encoder") else words
         config, size = model.config("transformer"), torch.finfo(dtype).bits / 8
         width = config["num_attention_heads"] * config["attention_head_dim"]
         here = 2 / config["num_layers"] if one == "streamed" else 1.0
@@ -146,6 +147,8 @@ def _transformer(model: ModelFolder, precision: str, size: float) -> float:
 
 def _text_encoder(model: ModelFolder, precision: str, size: float) -> float:
     total = 0.0
+    if model.quantised("text_encoder"):
+        return sum(prod(shape) * _STORED.get(stored, 4) for stored, shape in model.tensors("text_encoder").values())
     for name, (_, shape) in model.tensors("text_encoder").items():
         if name.startswith("lm_head"):
             continue

@@ -50,6 +50,10 @@ class ModelFolder:
             return [self.transformer_file]
         return sorted((self.root / part).glob("*.safetensors"))
 
+    def quantised(self, part: str) -> bool:
+        """Whether a part is stored in fewer bits, in whichever way transformers knows."""
+        return "quantization_config" in self.config(part)
+
     def key(self, part: str) -> str:
         """Names the content of a part: its configuration and, of each weight file, size and header. Reading 40 GB would take minutes."""
         facts = [[path.name, path.stat().st_size, content_key(header_bytes(path))] for path in self.files(part)]

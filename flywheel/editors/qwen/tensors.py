@@ -21,25 +21,27 @@ FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 
 
 class TensorFiles:
-    """The weights of one part. Names are the model's own; a prefix such as ComfyUI's is taken off. `ours`: files this package has written."""
+    """The weights of one part. Names are the model's own; a prefix such as ComfyUI's is taken off. `raw`: whoever asks knows how they are
+    stored, and reads nothing but `raw`."""
 
-    def __init__(self, paths: list[Path], *, ours: bool = False) -> None:
+    def __init__(self, paths: list[Path], *, raw: bool = False) -> None:
         self._where: dict[str, tuple[Any, str]] = {}
+        self._raw = raw
         for path in paths:
             file = safe_open(path, framework="pt")
             stored = list(file.keys())
             prefix = next((one for one in PREFIXES if stored and all(name.startswith(one) or name in MARKS for name in stored)), "")
             self._where |= {name.removeprefix(prefix): (file, name) for name in stored}
-        if not ours:
+        if not raw:
             self._refuse_unknown(paths)
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
     def names(self) -> Iterator[str]:
-        """Of the weights and biases themselves."""
+        """Of the weights and biases themselves; of `raw` files, of everything."""
         for name in self._where:
-            if name.rpartition(".")[2] not in (*SCALES, *IGNORED, *MARKS):
+            if self._raw or name.rpartition(".")[2] not in (*SCALES, *IGNORED, *MARKS):
                 yield name
 
     def dtype(self, name: str) -> torch.dtype:

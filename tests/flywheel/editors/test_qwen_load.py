@@ -7,8 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from comfyui_flenwheel.flywheel.editors.qwen import load, modulation, quantised  # noqa: E402
-from comfyui_flenwheel.flywheel.editors.qwen.models import ModelFolder, open_folder  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen import load, memory, modulation, quantised  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.qwen.models import GIB, ModelFolder, open_folder  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen.tensors import TensorFiles  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import EditorUnavailable, StorageError  # noqa: E402
 
@@ -104,6 +104,59 @@ def test_reading_the_text_encoder_is_cancelled_between_two_weights_and_leaves_no
     shares = []
     load.text_encoder(ModelFolder(tiny.folder), **how, progress=lambda done, total: shares.append(done / total))
     assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares) and len(shares) > 50
+
+
+@pytest.fixture(scope="module", params=["nf4", "int8"])
+def fewer_bits(request, tiny, tmp_path_factory):
+    """The tiny model with its text encoder stored in fewer bits, as people publish them, and what transformers reads of it."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp(request.param) / "tiny"
+    shutil.copytree(tiny.folder, folder)
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
+    how = BitsAndBytesConfig(**(nf4 if request.param == "nf4" else {"load_in_8bit": True}), llm_int8_skip_modules=["visual", "lm_head"])
+    encoder = folder / "text_encoder"
+    made = Qwen2_5_VLForConditionalGeneration.from_pretrained(encoder, quantization_config=how, dtype=torch.float32)
+    shutil.rmtree(encoder)
+    made.save_pretrained(encoder)
+    return ModelFolder(folder), Qwen2_5_VLForConditionalGeneration.from_pretrained(encoder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("precision", ["as stored", "fp8", "nf4"])
+@torch.no_grad()
+def test_a_text_encoder_stored_in_fewer_bits_is_taken_as_it_is_stored_whatever_is_asked_for(fewer_bits, tmp_path, precision):
+    model, theirs = fewer_bits
+    words = torch.arange(10)[None]
+    expected = theirs.model.language_model(input_ids=words).last_hidden_state
+    for _ in range(2):
+        ours = load.text_encoder(model, precision=precision, dtype=torch.float32, device="cpu", cache=tmp_path)
+        assert torch.equal(ours.model.language_model(input_ids=words).last_hidden_state, expected)
+
+
+def test_reading_a_text_encoder_stored_in_fewer_bits_is_cancelled_between_two_weights(fewer_bits, monkeypatch):
+    """And the next run reads it whole."""
+    model, theirs = fewer_bits
+    read, whole = [], TensorFiles.raw
+    monkeypatch.setattr(TensorFiles, "raw", lambda files, name: (read.append(name), whole(files, name))[1])
+
+    def cancel(done, total):
+        if len(read) == 3:
+            raise Cancelled
+
+    how = {"precision": "as stored", "dtype": torch.float32, "device": "cpu"}
+    with pytest.raises(Cancelled):
+        load.text_encoder(model, **how, progress=cancel)
+    assert len(read) == 3
+    assert load.text_encoder(model, **how).state_dict().keys() == {name for name in theirs.state_dict() if not name.startswith("lm_head")}
+
+
+def test_the_memory_plan_counts_a_text_encoder_stored_in_fewer_bits_as_it_is_stored(fewer_bits):
+    model, _ = fewer_bits
+    how = {"device": torch.device("cpu"), "dtype": torch.float32, "precision": "auto", "rung": "auto", "tokens": 64, "pixels": 128**2}
+    plan = memory.plan(model, **how, steps=2, batch=1)
+    stored = sum(path.stat().st_size for path in model.files("text_encoder"))
+    assert plan.text_precision == "as stored" and plan.text_encoder * GIB == pytest.approx(stored, rel=0.1)
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
