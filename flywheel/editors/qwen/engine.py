@@ -21,6 +21,7 @@ from PIL import Image
 
 from ... import lora, registration
 from ...errors import FlywheelError, OutOfRoom
+from ...instructions import parse
 from .. import EditRequest, Exposed, Rendered, Tick
 from . import cache, denoise, guard, latents, memory
 from .inputs import Inputs
@@ -260,7 +261,7 @@ class Engine(ExitStack):
             pixels = latents.decode(self.parts.vae(), latents.unpack(made.tokens, job.size))
         guard.refuse_broken(made.tokens, pixels[0])
         image, notes = latents.pictures(pixels)[0], made.notes
-        if lora.parse(job.request.prompt).kind != "camera":
+        if parse(job.request.prompt).kind != "camera":
             notes |= registration.noted(made.photo, image)
         self._counted(made.seconds)
         return Rendered(image, notes)
