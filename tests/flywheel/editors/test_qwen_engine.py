@@ -300,6 +300,19 @@ def watched_decoder(monkeypatch, hook):
     monkeypatch.setattr(latents, "decode", watched)
 
 
+def in_every_session(monkeypatch, editor, act):
+    """Call `act` with each engine of this kind of editor, once it is there."""
+    session = type(editor).session
+
+    @contextmanager
+    def acting(self):
+        with session(self) as edit:
+            act(edit)
+            yield edit
+
+    monkeypatch.setattr(type(editor), "session", acting)
+
+
 def night(sources, editor, *prompts, **options):
     return enrich(sources, PromptSet(prompts or ("Make it [night|day]",)), editor, megapixels=0.004, **options)
 
@@ -332,15 +345,7 @@ def test_an_enrichment_decodes_one_image_while_the_next_is_denoised(editor, sour
         next_step.set()
 
     watched_decoder(monkeypatch, hook)
-    session = type(editor).session
-
-    @contextmanager
-    def with_steps(self):
-        with session(self) as edit:
-            hooked(edit, step)
-            yield edit
-
-    monkeypatch.setattr(type(editor), "session", with_steps)
+    in_every_session(monkeypatch, editor, lambda edit: hooked(edit, step))
     assert night(sources, editor).run.made == expected[0] == 6
     assert set(steps) == {threading.get_ident()} and threading.get_ident() not in threads and len(threads) == 6
     assert on_disk(sources) == expected[1]
@@ -404,7 +409,7 @@ def test_memory_that_runs_out_in_the_decoder_beside_us_costs_no_image(editor, so
 def test_memory_that_runs_out_in_the_transformer_waits_for_the_decoder_before_it_steps_down(editor, sources, monkeypatch, caplog):
     night(sources, editor)
     expected = emptied(sources)
-    decoding, failed = threading.Event(), threading.Event()
+    decoding, failed, engines = threading.Event(), threading.Event(), []
 
     def decode(number):
         decoding.set()
@@ -416,17 +421,9 @@ def test_memory_that_runs_out_in_the_transformer_waits_for_the_decoder_before_it
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     watched_decoder(monkeypatch, decode)
-    session = type(editor).session
-
-    @contextmanager
-    def with_blocks(self):
-        with session(self) as edit:
-            hooked(edit, full)
-            yield edit
-            assert edit.parts.rung == "resident" and not edit.parts.beside
-
-    monkeypatch.setattr(type(editor), "session", with_blocks)
+    in_every_session(monkeypatch, editor, lambda edit: (hooked(edit, full), engines.append(edit)))
     assert night(sources, editor).run.made == 6
+    assert engines[0].parts.rung == "resident" and not engines[0].parts.beside
     assert failed.is_set() and caplog.text.count("from here on one follows the other") == 1
     assert on_disk(sources) == expected
 
@@ -434,18 +431,11 @@ def test_memory_that_runs_out_in_the_transformer_waits_for_the_decoder_before_it
 def test_cancelling_ends_a_decoding_that_is_under_way(editor, sources, monkeypatch):
     """Between two layers of the VAE: the first never returns before somebody has cancelled, and the second is not reached."""
     layers, cancelled, parts = [], threading.Event(), []
-    session = type(editor).session
 
     def slow(*_):
         layers.append(1)
         assert cancelled.wait(30)
         time.sleep(0.6)  # longer than the loop waits for it
-
-    @contextmanager
-    def with_layers(self):
-        with session(self) as edit:
-            parts.append(edit.parts)
-            yield edit
 
     def hook(number):
         vae = parts[-1]._vae
@@ -458,7 +448,7 @@ def test_cancelling_ends_a_decoding_that_is_under_way(editor, sources, monkeypat
             raise Cancelled
 
     watched_decoder(monkeypatch, hook)
-    monkeypatch.setattr(type(editor), "session", with_layers)
+    in_every_session(monkeypatch, editor, lambda edit: parts.append(edit.parts))
     with pytest.raises(Cancelled):
         night(sources, editor, report=cancel)
     assert layers == [1] and on_disk(sources) == {}
