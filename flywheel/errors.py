@@ -9,7 +9,8 @@ FlywheelError                the user can act on it; ComfyUI shows the text as i
 ├── LoraError                choose another LoRA file
 ├── EditorError              the editor cannot make this image
 │   ├── EditorUnavailable    another editor might
-│   └── OutOfRoom            not beside other work; alone perhaps
+│   ├── OutOfRoom            not beside other work; alone perhaps
+│   └── Abandoned            nobody waits for this image any more
 ├── IdentityError            faces cannot be measured
 │   └── ScoreMismatch        two scores that must not be compared
 └── ReviewPending            a person still has to decide
@@ -71,6 +72,10 @@ class EditorUnavailable(EditorError):
 
 class OutOfRoom(EditorError):
     """Memory did not suffice beside what else is being made. Ask again when nothing else is."""
+
+
+class Abandoned(EditorError):
+    """Nobody waits for this image any more."""
 
 
 class IdentityError(ProblemsError):

@@ -7,14 +7,16 @@ text encoder is connected, nothing is kept, and so many prompts are encoded ahea
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.model_base
 import comfy.model_management
@@ -31,17 +33,20 @@ from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
 from PIL import Image
 
 from ..flywheel import lora, qwen, registration
-from ..flywheel.editors import ControlRef, Edit, EditRequest, Rendered, Tick
+from ..flywheel.editors import ControlRef, Edit, EditRequest, Exposed, Rendered, Tick
 from ..flywheel.editors.qwen import memory
 from ..flywheel.editors.qwen.cache import MOST_BYTES, TensorCache, trim
 from ..flywheel.editors.qwen.memory import Plan
-from ..flywheel.errors import EditorError, FlywheelError
+from ..flywheel.errors import EditorError, FlywheelError, OutOfRoom
 from ..flywheel.images import open_image, value_key
+from ..flywheel.instructions import parse
 from ..flywheel.qwen import EditModel
-from . import comfy_plan, comfy_words, host
+from . import comfy_decode, comfy_plan, comfy_words, host
+from .comfy_decode import Decoder
 from .comfy_loras import applied, fitted
 from .comfy_tables import Tables, let_go
 
+Made = TypeVar("Made")
 VERSION = "1"  # raise it when the same request gives other pixels
 LOOKAHEAD = 32  # prompts encoded before the model is needed where they cannot be kept on disk: about 10 MB of memory each
 KEPT = LOOKAHEAD + 2  # prompts, negatives, control images (and Pictures 2 and 3): fewer, and each image would need the text encoder again
@@ -169,7 +174,7 @@ class ComfyEditor:
 
 
 class _Pulse:
-    """Lets a person cancel between two blocks of the model. The model holds it, so it must not hold the session that holds the model."""
+    """Lets a person cancel between two blocks of the model or layers of another part. The model holds it, so it must not hold the session that holds the model."""
 
     def __init__(self) -> None:
         self.tick: Tick = _no_tick
@@ -178,6 +183,28 @@ class _Pulse:
     def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
         self.tick(self.fraction)
         return state
+
+    @contextmanager
+    def heard_in(self, part: Any) -> Iterator[None]:
+        """While this lasts, also between two layers of a text encoder or VAE."""
+        layers = [layer for layer in part.modules() if not any(True for _ in layer.children())] if isinstance(part, torch.nn.Module) else []
+        hooks = [layer.register_forward_pre_hook(lambda *_: self.tick(self.fraction)) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class _Latent:
+    """Finished latents of a request, fp32 (1, C, H/8, W/8), with a frame axis where the model has one; the photo they are an edit of, and what is
+    known of how they came to be."""
+
+    request: EditRequest
+    samples: torch.Tensor
+    photo: Image.Image
+    notes: dict[str, Any]
 
 
 class _Session:
@@ -199,11 +226,14 @@ class _Session:
         self.latents: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
         self.words, self.controls = _Kept(editor.cache, "words", editor.clip), _Kept(editor.cache, "controls", editor.vae)  # once per run
         self.all_kept = False
+        self.decoder: Decoder | None = None  # beside the next image; None: one follows the other
+        self.decoder_due = True
         self.plan: Plan | None = None
+        self.short_of_memory: EditRequest | None = None  # last made only after everything else was unloaded
         self.images, self.seconds, self.switches = 0, 0.0, 0
 
     def expect(self, requests: Sequence[EditRequest]) -> None:
-        self.coming = list(requests)
+        self.coming, self.all_kept = list(requests), False
 
     def account(self) -> list[str]:
         if not self.images:
@@ -212,18 +242,39 @@ class _Session:
         return [memory.account(self.plan, device, images=self.images, seconds=self.seconds, switches=self.switches)]
 
     def __call__(self, request: EditRequest, tick: Tick) -> Rendered:
+        """One image, with its pixels."""
+        with self._ticking(tick):
+            rendered = self._developed(self._exposed(request))
+            tick(1.0, rendered.image)
+        return rendered
+
+    def expose(self, request: EditRequest, tick: Tick) -> Exposed:
+        """One image but for its pixels; with them where there is no decoding beside the next image."""
+        with self._ticking(tick):
+            made = self._exposed(request)
+            if self._beside():
+                return Exposed(partial(self._developed_beside, made), partial(self._developed, made))
+            rendered = self._developed(made)
+        return Exposed(lambda: rendered, lambda: rendered)
+
+    def abandon(self) -> None:
+        """Let whoever decodes an image beside us stop within a moment."""
+        if self.decoder:
+            self.decoder.abandoned.set()
+
+    @contextmanager
+    def _ticking(self, tick: Tick) -> Iterator[None]:
         self.pulse.tick, self.pulse.fraction = tick, 0.0
         began = time.monotonic()
         try:
             tick(0.0)
-            self._start(request)
-            rendered = self._edit_or_make_room(request)
-            self.images, self.seconds = self.images + 1, self.seconds + time.monotonic() - began
-            return rendered
+            yield
         finally:
             self.pulse.tick = _no_tick  # whoever ticks knows this session: kept, the model could only be freed by a full garbage collection
+            self.seconds += time.monotonic() - began
 
     def close(self) -> None:
+        self.decoder = None
         if self.tables:
             let_go(self.base)
         trim([self.words.tensors, self.controls.tensors], MOST_BYTES)
@@ -237,29 +288,73 @@ class _Session:
             memory.start_measuring(self.base.load_device)
             host.log.info("%s on %s", self.row.name, self.plan)
 
-    def _edit_or_make_room(self, request: EditRequest) -> Rendered:
+    def _exposed(self, request: EditRequest) -> _Latent:
+        self._start(request)
+        return self._with_room(lambda: self._latents_of(request), request)
+
+    def _developed(self, made: _Latent) -> Rendered:
+        """The image of finished latents, decoded by ComfyUI while nothing else is made."""
+        return self._with_room(lambda: self._looked_at(made, self._decoded(made.samples)), made.request)
+
+    def _decoded(self, samples: torch.Tensor) -> torch.Tensor:
+        with self.pulse.heard_in(getattr(self.editor.vae, "first_stage_model", None)):
+            return self.editor.vae.decode(samples)
+
+    def _developed_beside(self, made: _Latent) -> Rendered:
+        """The same, from another thread and while the next is made.
+
+        Raises:
+            OutOfRoom: memory does not suffice for both; from here on one follows the other.
+        """
+        decoder = self.decoder
+        with contextlib.suppress(torch.OutOfMemoryError), memory.out_of_memory():
+            if decoder:
+                return self._looked_at(made, decoder(made.samples))
+        self._one_after_the_other("memory ran out for both")
+        raise OutOfRoom(f"There is no memory for decoding {made.request.prompt!r} beside the next image.")
+
+    def _one_after_the_other(self, why: str) -> None:
+        if self.decoder or self.decoder_due:
+            host.log.info("Each image is decoded before the next is begun: %s.", why)
+        self.decoder, self.decoder_due = None, False
+
+    def _beside(self) -> bool:
+        """Whether images are decoded while the next is made. Decided with the first, when the model is where it works."""
+        assert self.plan  # made with the first image
+        if self.decoder_due and self.decoder is None:
+            if why := comfy_decode.obstacle(self.editor.vae) or comfy_plan.lack_of_room(self.plan, self.editor.vae.device):
+                self._one_after_the_other(why)
+            else:
+                self.decoder = Decoder(self.editor.vae)
+        return self.decoder is not None
+
+    def _with_room(self, make: Callable[[], Made], request: EditRequest) -> Made:
         try:
             with memory.out_of_memory():
-                return self._edit(request)
+                return make()
         except torch.OutOfMemoryError:
             host.log.warning("Out of memory at %d x %d px: unloading every model and trying once more.", request.width, request.height)
+        if self.decoder:
+            self.decoder.let_go(lambda: self.pulse.tick(self.pulse.fraction))
+        self._one_after_the_other("memory ran out")
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
+        self.short_of_memory = request
         try:
             with memory.out_of_memory():
-                rendered = self._edit(request)
+                return make()
         except torch.OutOfMemoryError as error:
             raise EditorError(
                 f"Out of memory at {request.width} x {request.height} px, also with every other model unloaded. Lower megapixels in Enrich Dataset or"
                 " control_megapixels here, load the model as fp8, or start ComfyUI with --lowvram."
             ) from error
-        return Rendered(rendered.image, {**rendered.notes, "out_of_memory_once": True})
 
-    def _edit(self, request: EditRequest) -> Rendered:
+    def _latents_of(self, request: EditRequest) -> _Latent:
         loras = self.editor.loras.for_prompt(request.prompt, request.tags)
         positive, negative = self._conditioning(request, loras)
         samples = self._sample(request, loras, positive, negative)
-        image = self._decode(samples, request)
+        if not torch.isfinite(samples).all():
+            raise EditorError(f"The model computed numbers that are none (NaN) for {request.prompt!r}. {_BLACK_CAUSES}")
         steps, cfg = qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
         notes: dict[str, Any] = {
             "model": self.row.name,
@@ -267,9 +362,21 @@ class _Session:
             "cfg": cfg,
             "loras": [f"{one.name} x {one.weight:g}" for one in loras],
         }
-        if lora.parse(request.prompt).kind != "camera":
-            notes |= registration.noted(self._picture(request.controls[0], request).shown, image)
-        self.pulse.tick(1.0, image)
+        return _Latent(request, samples, self._picture(request.controls[0], request).shown, notes)
+
+    def _looked_at(self, made: _Latent, pixels: torch.Tensor) -> Rendered:
+        """An image of decoded pixels (1, [frames,] H, W, 3), if there is anything to see."""
+        pixels, prompt, notes = pixels.reshape(-1, *pixels.shape[-3:])[:1], made.request.prompt, made.notes  # a video VAE has a frame axis
+        if not torch.isfinite(pixels).all():
+            raise EditorError(f"The VAE made numbers that are none (NaN) for {prompt!r}. {_BLACK_CAUSES}")
+        if float(pixels.max()) <= BLACK:
+            raise EditorError(f"The result for {prompt!r} is black and was not kept. {_BLACK_CAUSES}")
+        image = host.pictures(pixels)[0]
+        if parse(prompt).kind != "camera":
+            notes |= registration.noted(made.photo, image)
+        if self.short_of_memory == made.request:
+            notes["out_of_memory_once"] = True
+        self.images += 1
         return Rendered(image, notes)
 
     # --- model ------------------------------------------------------------------------------------------------------------------------
@@ -330,17 +437,6 @@ class _Session:
             sampler = comfy.samplers.sampler_object(self.options.sampler)
             return comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, seed=request.seed, **common)
         return comfy.sample.sample(model, noise, steps, cfg, self.options.sampler, self.row.schedule, seed=request.seed, **common)
-
-    def _decode(self, samples: torch.Tensor, request: EditRequest) -> Image.Image:
-        if not torch.isfinite(samples).all():
-            raise EditorError(f"The model computed numbers that are none (NaN) for {request.prompt!r}. {_BLACK_CAUSES}")
-        pixels = self.editor.vae.decode(samples)
-        pixels = pixels.reshape(-1, *pixels.shape[-3:])[:1]  # a video VAE has a frame axis
-        if not torch.isfinite(pixels).all():
-            raise EditorError(f"The VAE made numbers that are none (NaN) for {request.prompt!r}. {_BLACK_CAUSES}")
-        if float(pixels.max()) <= BLACK:
-            raise EditorError(f"The result for {request.prompt!r} is black and was not kept. {_BLACK_CAUSES}")
-        return host.pictures(pixels)[0]
 
     # --- conditioning -----------------------------------------------------------------------------------------------------------------
 
@@ -432,7 +528,8 @@ class _Session:
             raise EditorError(
                 f"The prompt {prompt[:40]!r}… is {len(prompt.split()):,} words long; {self.row.name} understands about {MAX_TOKENS * 3 // 4}. Shorten it."
             )
-        return self.editor.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
+        with self.pulse.heard_in(getattr(self.editor.clip, "cond_stage_model", None)):
+            return self.editor.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
 
     def _picture(self, control: ControlRef, request: EditRequest) -> _Picture:
         key = (control.key, request.width, request.height)
@@ -460,7 +557,8 @@ class _Session:
         asked = [key, size, f"{self.options.control_megapixels:g}"]
 
         def made() -> dict[str, torch.Tensor]:
-            return {"latent": self.editor.vae.encode(host.tensor(shown()))}
+            with self.pulse.heard_in(getattr(self.editor.vae, "first_stage_model", None)):
+                return {"latent": self.editor.vae.encode(host.tensor(shown()))}
 
         return _kept(self.latents, (key, *size), lambda: self.controls.get(asked, made)["latent"])
 

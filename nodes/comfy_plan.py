@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -9,6 +10,7 @@ import comfy.model_management
 
 from ..flywheel.editors.qwen.memory import ROOM, Plan, Rung
 from ..flywheel.editors.qwen.models import GIB
+from . import comfy_decode
 from .comfy_tables import row_bytes, tabled_bytes
 
 
@@ -40,9 +42,21 @@ def plan(model: Any, clip: Any, vae: Any, *, width: int, height: int, controls: 
         )
 
     whole = next((one for one in (planned("resident"), planned("in turns")) if one.fits), None)
-    if whole is not None or free is None:
-        return whole or planned("resident")
+    if whole is not None:
+        beside = replace(whole, decoding=0.0 if comfy_decode.obstacle(vae) else comfy_decode.needed(vae, latent) / GIB)
+        return beside if beside.fits else whole
+    assert free is not None  # else everything fits
     return planned("streamed", transformer=max(0.0, free - working - tables - weights["vae"] - ROOM))
+
+
+def lack_of_room(plan: Plan, device: Any) -> str:
+    """Why an image cannot be decoded while the next is made, with the model where it works; empty when it can."""
+    if not plan.beside:
+        return "the card has no room for both"
+    if device.type == "cpu":
+        return ""  # the system swaps
+    missing = plan.working + plan.decoding - comfy.model_management.get_free_memory(device) / GIB
+    return f"the card lacks {missing:.1f} GiB for both" if missing > 0 else ""
 
 
 def _size(patcher: Any) -> float:

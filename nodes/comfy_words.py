@@ -31,7 +31,7 @@ def name_of(part: Any) -> str:
         Unnamed: they have none.
     """
     patcher = part.patcher
-    if _patched(patcher) or getattr(part, "apply_hooks_to_conds", None):
+    if patched(patcher) or getattr(part, "apply_hooks_to_conds", None):
         raise Unnamed("something is patched")
     note = getattr(patcher, "cached_patcher_init", None)
     given = list(_flat(note[1])) if note else []
@@ -56,7 +56,7 @@ def name_of(part: Any) -> str:
     )
 
 
-def _patched(patcher: Any) -> bool:
+def patched(patcher: Any) -> bool:
     """Whether anybody has changed what it computes. The type to compute in is such a patch too, and ComfyUI's own."""
     objects = [value for value in patcher.object_patches.values() if not isinstance(value, torch.dtype)]
     hung = [hook for kind in (patcher.wrappers, patcher.callbacks) for group in kind.values() for hook in group.values() if hook]

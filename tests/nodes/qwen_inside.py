@@ -5,12 +5,17 @@ size, see tiny_qwen. Images are 128 x 160 px or smaller, two steps.
 """
 
 import asyncio
+import contextlib
+import copy
 import dataclasses
 import importlib.util
+import io
 import json
+import logging
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,10 +50,10 @@ from comfy_extras.nodes_flux import Flux2Scheduler, FluxGuidance  # noqa: E402
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow  # noqa: E402
 from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus  # noqa: E402
 from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
-from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted  # noqa: E402
+from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted, key_of  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
 from comfyui_flenwheel.flywheel.render import Order, Progress, render  # noqa: E402
-from comfyui_flenwheel.nodes import comfy_engine, comfy_plan, comfy_tables, host  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_decode, comfy_engine, comfy_plan, comfy_tables, host  # noqa: E402
 
 
 def module_at(path):
@@ -428,9 +433,9 @@ def another_try():
     return calls
 
 
-def decoding_beside():
-    """Why this engine decodes an image before it begins the next: to decode, ComfyUI makes room on the card, and takes it from a model at work. Here
-    that is asked for in another thread, between two blocks, as VAE.decode does when a card is full; the weights lose their LoRA in the middle."""
+def making_room_beside():
+    """Why a copy of the decoder works beside the next image, and not VAE.decode: to decode, ComfyUI makes room on the card, and takes it from a model at
+    work. Here that is asked for in another thread, between two blocks, as VAE.decode does when a card is full; the weights lose their LoRA in the middle."""
     a, took = one("at work", seed=1), []
     expected = pixels(editor(loras=[a]))
 
@@ -450,6 +455,175 @@ def decoding_beside():
     model.set_model_patch(patch, "double_block")
     made = apart(expected, pixels(editor(loras=[a], patched=model)))
     return {"taken": took, "apart": made, "afterwards": apart(pixels(editor()), BASELINE)}
+
+
+class Kept(dict):
+    """Keeps images by key, as a shelf does."""
+
+    def add(self, key, name, png, image, *, facts):
+        self[key] = np.asarray(Image.open(io.BytesIO(png)), dtype=np.int16)
+        return Path(name)
+
+
+def three(prompt="Change background to"):
+    return [Order(request(f"{prompt} {place}", seed), place) for seed, place in enumerate(("forest", "beach", "cafe"))]
+
+
+def watched(before):
+    """The model; this is called before each of its blocks."""
+    model = MODELS["2511"].clone()
+    model.set_model_patch(lambda state: (before(), state)[1], "double_block")
+    return model
+
+
+@contextlib.contextmanager
+def instead(owner, name, other):
+    known = getattr(owner, name)
+    setattr(owner, name, other)
+    try:
+        yield known
+    finally:
+        setattr(owner, name, known)
+
+
+def decoding_beside():
+    """Each image but the last is decoded only once a block of the next has run: it would wait in vain if one followed the other."""
+    a, images, copies, waited, exposing = one("beside", seed=1), Kept(), [], [], [0]
+    alone, decoders = [pixels(editor(loras=[a]), order.request) for order in three()], []
+    begun = {seed: threading.Event() for seed in range(3)}
+
+    def decode(self, samples):
+        copies.append(weakref.ref(self))
+        waited.append(len(copies) == 3 or begun[len(copies)].wait(60))
+        return decoded(self, samples)
+
+    def made(self, vae):
+        decoders.append(1)
+        init(self, vae)
+
+    def expose(session, order, tick):
+        exposing[0] = order.seed
+        return exposed(session, order, tick)
+
+    made_by = editor(loras=[a], patched=watched(lambda: begun[exposing[0]].set()))
+    with (
+        instead(comfy_decode.Decoder, "__init__", made) as init,
+        instead(comfy_decode.Decoder, "__call__", decode) as decoded,
+        instead(comfy_engine._Session, "expose", expose) as exposed,
+    ):
+        run = render(three(), made_by, images)
+    weights = {weight.data_ptr() for weight in MODELS["vae"].first_stage_model.parameters()}
+    return {
+        "waited": waited,
+        "apart": [apart(one, other) for one, other in zip(alone, images.values(), strict=True)],
+        "decoders": len(decoders),
+        "let go": copies[0]() is None,
+        "shared weights": sum(weight.data_ptr() in weights for weight in comfy_decode.Decoder(MODELS["vae"])._copy.parameters()),
+        "account": list(run.account),
+    }
+
+
+def decoding_in_order():
+    """Where a copy cannot be trusted and where there is no room, or no longer any: the same images, decoded by ComfyUI, and why is said once."""
+    expected, told = [pixels(editor(), order.request) for order in three()], {}
+    other = copy.copy(MODELS["vae"])
+    other.__class__ = type("Other", (comfy.sd.VAE,), {})
+    patched = fresh()[1]
+    patched.patcher.add_patches({"conv2.bias": ("diff", (torch.zeros_like(patched.first_stage_model.conv2.bias),))})
+
+    def full(self, samples):
+        raise torch.cuda.OutOfMemoryError("simulated")
+
+    small = comfy_plan.plan(MODELS["2511"], MODELS["clip"], MODELS["vae"], width=SIZE[0], height=SIZE[1], controls=1, batch=2)
+    host.log.setLevel(logging.INFO)
+    for name, vae, cause in (
+        ("another pack's", other, contextlib.nullcontext()),
+        ("patched", patched, contextlib.nullcontext()),
+        ("dynamic", MODELS["vae"], instead(comfy.memory_management, "aimdo_enabled", True)),
+        ("no room", MODELS["vae"], instead(comfy_plan, "_free", lambda device: small.peak - small.decoding / 2)),
+        ("ran out", MODELS["vae"], instead(comfy_decode.Decoder, "__call__", full)),
+    ):
+        images, threads, lines = Kept(), [], []
+        handler = logging.Handler()
+        handler.emit = lambda record, lines=lines: lines.append(record.getMessage())
+        host.log.addHandler(handler)
+
+        def decode(self, samples, threads=threads):
+            threads.append(threading.current_thread().name)
+            return decoded(self, samples)
+
+        with cause, instead(comfy.sd.VAE, "decode", decode) as decoded:
+            render(three(), dataclasses.replace(editor(), vae=vae), images)
+        host.log.removeHandler(handler)
+        made = [images[key_of(editor(), order.request)] for order in three()]
+        told[name] = {
+            "apart": [apart(one, two) for one, two in zip(expected, made, strict=True)],
+            "threads": threads,
+            "said": [line for line in lines if "decoded before the next" in line],
+        }
+    return told
+
+
+def cancelled_beside():
+    """A person cancels while an image is decoded beside the next: the decoder stops between two layers, and the next run makes what is missing."""
+    images, decoding = Kept(), threading.Event()
+
+    class Cancelled(BaseException):
+        pass
+
+    def slowly(self, samples):
+        def wait(*_):
+            decoding.set()
+            layers.append(self.abandoned.wait(60))
+
+        self._copy.conv2.register_forward_pre_hook(wait)
+        return decoded(self, samples)
+
+    def report(progress):
+        if decoding.is_set():
+            raise Cancelled
+
+    layers = []
+    with instead(comfy_decode.Decoder, "__call__", slowly) as decoded:
+        try:
+            render(three("Cancel at the"), editor(), images, report=report)
+            ended = "was not cancelled"
+        except Cancelled:
+            ended = "cancelled"
+    kept = len(images)
+    again = render(three("Cancel at the"), editor(), images)
+    return {"ended": ended, "layers": layers, "kept": kept, "again": again.made, "in all": len(images)}
+
+
+def cancelling_in_other_parts():
+    """A person who cancels is heard between two layers of the text encoder and of the VAE, and nothing is left hanging on them."""
+
+    class Cancelled(BaseException):
+        pass
+
+    told = {}
+    for name, module, owner, attribute in (
+        ("text encoder", MODELS["clip"].cond_stage_model, type(MODELS["clip"]), "encode_from_tokens_scheduled"),
+        ("encoding a photo", MODELS["vae"].first_stage_model, comfy.sd.VAE, "encode"),
+        ("decoding", MODELS["vae"].first_stage_model, comfy.sd.VAE, "decode"),
+    ):
+        inside, ticks = [False], []
+
+        def call(*given, inside=inside, **named):
+            inside[0] = True
+            return known(*given, **named)
+
+        def tick(fraction=0.0, preview=None, inside=inside, ticks=ticks):
+            ticks.extend([1] if inside[0] else [])
+            if len(ticks) == 3:
+                raise Cancelled
+
+        with instead(owner, attribute, call) as known:
+            try:
+                make(editor(), tick=tick)
+            except Cancelled:
+                told[name] = [len(ticks), sum(len(layer._forward_pre_hooks) for layer in module.modules())]
+    return {**told, "afterwards": apart(pixels(editor()), BASELINE)}
 
 
 def fresh(clip_file="tiny_text_encoder.safetensors"):
@@ -531,9 +705,10 @@ def plans():
     stored = sum(weight.nbytes for weight in MODELS["2511"].model.diffusion_model.state_dict().values()) / 2**30
     known, rungs = comfy_plan._free, {}
     parts = (plan.transformer, plan.text_encoder, plan.vae, plan.working)
+    alone = dataclasses.replace(plan, decoding=0.0).peak
     for name, free in {
         "large": plan.peak + 0.01,
-        "middle": plan.peak - min(parts[:2]) / 2,
+        "middle": alone - min(parts[:2]) / 2,
         "small": plan.working + plan.vae + 0.5001,
     }.items():
         comfy_plan._free = lambda device, free=free: free
@@ -679,7 +854,11 @@ CHECKS = (
     ahead,
     many_photos,
     another_try,
+    making_room_beside,
     decoding_beside,
+    decoding_in_order,
+    cancelled_beside,
+    cancelling_in_other_parts,
     kept_on_disk,
     encoding_on_the_side,
     plans,

@@ -149,10 +149,44 @@ def test_another_try_of_an_image_costs_no_other_prompt_its_place(told):
     assert told["another_try"] == [0, 0, 0, 0, 2], "three prompts and the negative, then the one that nobody foresaw"
 
 
-def test_comfyui_still_takes_the_model_from_under_a_sampler_when_another_thread_decodes(told):
-    """The reason for decoding one image before the next is begun. The day this fails, do both at once."""
-    beside = told["decoding_beside"]
+def test_comfyui_still_takes_the_model_from_under_a_sampler_when_another_thread_makes_room(told):
+    """The reason for decoding with a copy that asks nobody for room. The day this fails, VAE.decode would do."""
+    beside = told["making_room_beside"]
     assert beside["taken"] == [True] and beside["apart"][1] > 5 and beside["afterwards"] == NOTHING
+
+
+def test_an_image_is_decoded_while_the_next_is_made_with_the_same_pixels_and_by_one_copy_of_the_decoder(told):
+    beside = told["decoding_beside"]
+    assert beside["waited"] == [True] * 3, "for a block of the next image to run, and it ran"
+    assert beside["apart"] == [NOTHING] * 3
+    assert beside["decoders"] == 1 and beside["shared weights"] == 0 and beside["let go"], "whatever ComfyUI does with its own"
+    assert beside["account"][0].startswith("3 images in")
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("another pack's", "the VAE is another pack's"),
+        ("patched", "the VAE is patched"),
+        ("dynamic", "dynamic VRAM"),
+        ("no room", "the card has no room for both"),
+        ("ran out", "memory ran out for both"),
+    ],
+)
+def test_where_it_is_not_safe_or_there_is_no_room_one_image_follows_the_other_and_that_is_said_once(told, how, why):
+    order = told["decoding_in_order"][how]
+    assert order["apart"] == [NOTHING] * 3 and order["threads"] == ["MainThread"] * 3
+    (said,) = order["said"]
+    assert why in said
+
+
+def test_a_cancel_gives_up_the_image_that_is_being_decoded_and_the_next_run_makes_it(told):
+    assert told["cancelled_beside"] == {"ended": "cancelled", "layers": [True], "kept": 0, "again": 3, "in all": 3}
+
+
+@pytest.mark.parametrize("part", ["text encoder", "encoding a photo", "decoding"])
+def test_a_cancel_is_heard_between_two_layers_of_every_part_and_leaves_no_hook_behind(told, part):
+    assert told["cancelling_in_other_parts"][part] == [3, 0] and told["cancelling_in_other_parts"]["afterwards"] == NOTHING
 
 
 def test_all_prompts_and_photos_are_encoded_first_and_kept_so_that_a_second_run_loads_no_text_encoder(told):

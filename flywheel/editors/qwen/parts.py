@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ... import lora
-from ...errors import EditorError
+from ...errors import Abandoned, EditorError
 from ...images import value_key
 from . import denoise, encode, load, memory, modulation
 from .adapters import Adapters
@@ -32,10 +32,6 @@ MESSAGE_OF_LAST_RESORT = (
 ONE_AFTER_THE_OTHER = (
     "Memory ran out while one image was decoded and the next was made; from here on one follows the other. Nothing is lost."
 )
-
-
-class Abandoned(EditorError):
-    """Nobody waits for this image any more."""
 
 
 class Parts(ExitStack):
