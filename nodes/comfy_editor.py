@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..flywheel import lora, qwen
 from ..flywheel.errors import EditorError
 from ..flywheel.images import value_key
-from . import host, more_pictures, sockets
+from . import comfy_words, host, more_pictures, sockets
 from .comfy_engine import ComfyEditor, Options, refuse_wrong_models
 from .comfy_loras import fitted
 from .options import widgets
@@ -70,10 +70,10 @@ class ComfyEditorNode(io.ComfyNode):
             raise EditorError(
                 f"{edit_model} takes {host.counted(row.controls, 'picture')} at most, the photo among them. Disconnect {surplus}."
             )
+        words = comfy_words.loader_above(cls.hidden.dynprompt, cls.hidden.unique_id, "clip")
         above = graph_above(cls.hidden.dynprompt, cls.hidden.unique_id, ("model", "clip", "vae"))
-        editor = ComfyEditor(
-            row, model, clip, vae, above, Options(**options), loras or lora.LoraStack(), extras, host.home() / ".cache" / "comfyui"
-        )
+        cache = host.home() / ".cache" / "comfyui"
+        editor = ComfyEditor(row, model, clip, vae, above, Options(**options), loras or lora.LoraStack(), extras, cache, words)
         refuse_wrong_models(editor)
         fits = [str(fitted(model, one, edit_model)) for one in editor.loras]
         controls = sorted({len(extras) + 1, row.controls})

@@ -110,7 +110,7 @@ class Options:
 @dataclass(frozen=True, slots=True, eq=False)
 class ComfyEditor:
     """An editor of connected models. `graph` is the fingerprint of what is above the sockets; `extras` are Pictures 2 and 3 of every request; `cache`:
-    folder for encoded prompts and photos, None keeps none."""
+    folder for encoded prompts and photos, None keeps none; `clip_loader`: what the graph tells of the text encoder's loader."""
 
     row: EditModel
     model: Any  # comfy.model_patcher.ModelPatcher
@@ -121,6 +121,7 @@ class ComfyEditor:
     loras: lora.LoraStack = field(default_factory=lora.LoraStack)
     extras: tuple[tuple[str, Image.Image], ...] = ()
     cache: Path | None = None
+    clip_loader: comfy_words.Loader | None = None
 
     @property
     def name(self) -> str:
@@ -224,7 +225,10 @@ class _Session:
         self.negatives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.pictures: OrderedDict[tuple[Any, ...], _Picture] = OrderedDict()
         self.latents: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
-        self.words, self.controls = _Kept(editor.cache, "words", editor.clip), _Kept(editor.cache, "controls", editor.vae)  # once per run
+        self.words, self.controls = (
+            _Kept(editor.cache, "words", editor.clip, editor.clip_loader),
+            _Kept(editor.cache, "controls", editor.vae),
+        )  # once per run
         self.all_kept = False
         self.decoder: Decoder | None = None  # beside the next image; None: one follows the other
         self.decoder_due = True
@@ -567,12 +571,12 @@ class _Kept:
     """Tensors on disk that one text encoder or VAE has made, by what it was asked. `name` is None, and nothing is kept, where it cannot be told apart
     from others."""
 
-    def __init__(self, folder: Path | None, kind: str, part: Any) -> None:
+    def __init__(self, folder: Path | None, kind: str, part: Any, loader: comfy_words.Loader | None = None) -> None:
         self.name: str | None = None
         self.kind = kind
         if folder is not None:
             try:
-                self.name = comfy_words.name_of(part)
+                self.name = comfy_words.name_of(part, loader)
             except comfy_words.Unnamed as error:
                 self.give_up(error)
         self.tensors = TensorCache(folder / kind if folder and self.name else None)

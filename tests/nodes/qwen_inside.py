@@ -43,6 +43,7 @@ import nodes  # noqa: E402
 from flywheel import lora_files  # noqa: E402
 
 server.PromptServer(asyncio.new_event_loop())
+from comfy_execution.graph import DynamicPrompt  # noqa: E402
 from comfy_extras.nodes_cfg import CFGNorm  # noqa: E402
 from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, RandomNoise, SamplerCustomAdvanced  # noqa: E402
 from comfy_extras.nodes_edit_model import ReferenceLatent  # noqa: E402
@@ -53,7 +54,7 @@ from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted, key_of  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
 from comfyui_flenwheel.flywheel.render import Order, Progress, render  # noqa: E402
-from comfyui_flenwheel.nodes import comfy_decode, comfy_engine, comfy_plan, comfy_tables, host  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_decode, comfy_engine, comfy_plan, comfy_tables, comfy_words, host  # noqa: E402
 
 
 def module_at(path):
@@ -632,6 +633,16 @@ def fresh(clip_file="tiny_text_encoder.safetensors"):
     return clip, nodes.VAELoader().load_vae("tiny_vae.safetensors")[0]
 
 
+def loader_in_graph(class_type, between=False, **inputs):
+    """What the graph tells of a loader of this class, linked to our node's CLIP, or to a node between them."""
+    nodes_of = {
+        "1": {"class_type": class_type, "inputs": {"clip_name": "tiny_text_encoder.safetensors", "type": "qwen_image", **inputs}},
+        "2": {"class_type": "FLEN_ComfyEditor", "inputs": {"clip": ["3" if between else "1", 0]}},
+        "3": {"class_type": "LoraLoader", "inputs": {"clip": ["1", 0]}},
+    }
+    return comfy_words.loader_above(DynamicPrompt(nodes_of), "2", "clip")
+
+
 def kept_on_disk():
     """More prompts than memory would hold ahead; all are encoded, then all photos, before the first image; a second run loads no text encoder."""
     count = comfy_engine.LOOKAHEAD + 8
@@ -641,8 +652,8 @@ def kept_on_disk():
     cache, told = Path(BASE) / "kept", {}
     options = comfy_engine.Options(steps=1, cfg=2.0)
 
-    def run(name, clip, vae, wanted=orders[:3], extras=(), cache=cache):
-        made_by = dataclasses.replace(editor(options=options, extras=extras), clip=clip, vae=vae, cache=cache)
+    def run(name, clip, vae, wanted=orders[:3], extras=(), cache=cache, loader=None):
+        made_by = dataclasses.replace(editor(options=options, extras=extras), clip=clip, vae=vae, cache=cache, clip_loader=loader)
         calls, made, loaded = [], [], []
         encode, see, load = clip.encode_from_tokens_scheduled, vae.encode, clip.load_model
         clip.encode_from_tokens_scheduled = lambda *given, **named: (calls.append(("words", len(made))), encode(*given, **named))[1]
@@ -679,6 +690,16 @@ def kept_on_disk():
     unknown, vae = fresh()
     unknown.patcher.cached_patcher_init = None
     run("unknown loader", unknown, vae, orders[:1])
+    by_graph = loader_in_graph("CLIPLoaderGGUF")
+    run("told by the graph", unknown, vae, orders[:1], loader=by_graph)
+    run("told by the graph again", unknown, vae, orders[:1], loader=by_graph)
+    unknown.add_patches({weight: ("diff", (torch.ones_like(unknown.cond_stage_model.state_dict()[weight]),))})
+    run("told by the graph and patched", unknown, vae, orders[:1], loader=by_graph)
+    told["not told by the graph"] = [
+        loader_in_graph("LoaderOfAnotherPack"),
+        loader_in_graph("CLIPLoaderGGUF", clip_name=["3", 0]),
+        loader_in_graph("CLIPLoaderGGUF", between=True),
+    ]
     copy = Path(where("text_encoders", "tiny_text_encoder.safetensors"))
     copy.with_name("other_text_encoder.safetensors").write_bytes(copy.read_bytes())
     run("another file", *fresh("other_text_encoder.safetensors"), orders[:1])

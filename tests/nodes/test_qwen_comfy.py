@@ -202,7 +202,14 @@ def test_what_another_text_encoder_or_other_pictures_made_is_not_taken(told, how
     assert told["kept_on_disk"][how]["kinds"].startswith("w" * 42) and told["kept_on_disk"][how]["kept"]
 
 
-@pytest.mark.parametrize("how", ["patched", "unknown loader"])
+def test_the_graph_tells_the_file_of_a_gguf_text_encoder_whose_loader_leaves_no_note(told):
+    kept = told["kept_on_disk"]
+    assert kept["told by the graph"]["kinds"] == "w" * 42 and kept["told by the graph"]["kept"]
+    assert kept["told by the graph again"]["kinds"] == ""
+    assert kept["not told by the graph"] == [None] * 3, "another loader, a file that another node chooses, a node between them"
+
+
+@pytest.mark.parametrize("how", ["patched", "unknown loader", "told by the graph and patched"])
 def test_nothing_is_kept_of_a_text_encoder_that_cannot_be_told_from_others(told, how):
     made = told["kept_on_disk"][how]
     assert not made["kept"] and made["loaded"] > 0 and set(made["kinds"]) == {"w"}, "the photos are kept: the VAE is known"

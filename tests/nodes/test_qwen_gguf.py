@@ -105,3 +105,19 @@ def test_a_gguf_model_through_modulation_tables_is_the_same_and_a_lora_on_those_
     tabled, _ = edited(packed, "tabled", few, packed=True, loras=False, modulation_tables=True)
     assert all(np.abs(bare[prompt] - tabled[prompt]).max() <= 1 for prompt in bare)
     refused(packed, graph("tabled loras", few, packed=True, modulation_tables=True), "whose loader does its own arithmetic", "tables off")
+
+
+def test_the_words_of_a_text_encoder_that_the_gguf_loader_brings_are_kept_on_disk(packed, few):
+    """That loader takes a full file too, and leaves no note of it either; the graph tells."""
+    made = graph("words", few, packed=True)
+    made["4"] = {"class_type": "CLIPLoaderGGUF", "inputs": {"clip_name": "tiny_text_encoder.safetensors", "type": "qwen_image"}}
+    assert comfy.run(packed.address, made).status == "success"
+    words = packed.base / "output" / "flenwheel" / ".cache" / "comfyui" / "words"
+    kept = sorted(path.name for path in words.iterdir())
+    assert len(kept) >= 2 + 1, "two prompts and a negative, beside what other tests kept"
+    log = packed.log.read_text(errors="replace")
+    assert "The words are not kept" not in log
+    assert (
+        comfy.run(packed.address, {**made, EDITOR: {**made[EDITOR], "inputs": {**made[EDITOR]["inputs"], "steps": 3}}}).status == "success"
+    )
+    assert sorted(path.name for path in words.iterdir()) == kept, "nothing was encoded again"
