@@ -12,7 +12,8 @@ from ..flywheel import lora, qwen
 from ..flywheel.errors import EditorError
 from ..flywheel.images import value_key
 from . import comfy_words, host, more_pictures, sockets
-from .comfy_engine import ComfyEditor, Options, refuse_wrong_models
+from .comfy_belonging import refuse_wrong_models
+from .comfy_engine import ComfyEditor, Options
 from .comfy_loras import fitted
 from .options import widgets
 
@@ -74,7 +75,7 @@ class ComfyEditorNode(io.ComfyNode):
         above = graph_above(cls.hidden.dynprompt, cls.hidden.unique_id, ("model", "clip", "vae"))
         cache = host.home() / ".cache" / "comfyui"
         editor = ComfyEditor(row, model, clip, vae, above, Options(**options), loras or lora.LoraStack(), extras, cache, words)
-        refuse_wrong_models(editor)
+        refuse_wrong_models(row, model, clip, vae, tables=editor.options.modulation_tables)
         fits = [str(fitted(model, one, edit_model)) for one in editor.loras]
         controls = sorted({len(extras) + 1, row.controls})
         plans = [f"1 MP, {host.counted(count, 'control')}: {editor.plan(width=1024, height=1024, controls=count)}" for count in controls]

@@ -18,12 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import comfy.model_base
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import comfy.text_encoders.flux
-import comfy.text_encoders.qwen_image
 import latent_preview
 import node_helpers
 import torch
@@ -42,6 +39,7 @@ from ..flywheel.images import open_image, value_key
 from ..flywheel.instructions import parse
 from ..flywheel.qwen import EditModel
 from . import comfy_decode, comfy_plan, comfy_words, host
+from .comfy_belonging import refuse_wrong_models
 from .comfy_decode import Decoder
 from .comfy_loras import applied, fitted
 from .comfy_tables import Tables, let_go
@@ -52,11 +50,6 @@ LOOKAHEAD = 32  # prompts encoded before the model is needed where they cannot b
 KEPT = LOOKAHEAD + 2  # prompts, negatives, control images (and Pictures 2 and 3): fewer, and each image would need the text encoder again
 MAX_TOKENS = 1024  # of a prompt without its pictures: what Qwen-Image was trained with
 BLACK = 3 / 255  # brightest value of a picture that counts as black
-CLASSES: dict[str, tuple[type, tuple[type, ...]]] = {  # by the type in Load CLIP: the model's class and what may read the prompt
-    "qwen_image": (comfy.model_base.QwenImage, (comfy.text_encoders.qwen_image.QwenImageTokenizer,)),
-    "flux": (comfy.model_base.Flux, (comfy.text_encoders.flux.FluxTokenizer,)),
-    "flux2": (comfy.model_base.Flux2, (comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.Flux2Tokenizer)),
-}
 _BLACK_CAUSES = (
     "Known causes: SageAttention (start ComfyUI without --use-sage-attention), a VAE in half precision (--fp32-vae), a VAE or text encoder"
     " of another model, or a LoRA with too much weight."
@@ -213,7 +206,7 @@ class _Session:
 
     def __init__(self, editor: ComfyEditor) -> None:
         self.editor, self.row, self.options = editor, editor.row, editor.options
-        refuse_wrong_models(editor)
+        refuse_wrong_models(editor.row, editor.model, editor.clip, editor.vae, tables=self.options.modulation_tables)
         self.fits = {one: fitted(editor.model, one, self.row.name) for one in dict.fromkeys(editor.loras)}
         self.tables = Tables(editor.model) if self.options.modulation_tables else None
         self.tabled: tuple[tuple[Any, ...], Any] = ((), None)
@@ -627,35 +620,3 @@ def _empty(model: Any, width: int, height: int) -> torch.Tensor:
         1, latent_format.latent_channels, height // ratio, width // ratio, device=comfy.model_management.intermediate_device()
     )
     return comfy.sample.fix_empty_latent_channels(model, latent)
-
-
-def refuse_wrong_models(editor: ComfyEditor) -> None:
-    """Sockets that do not belong together make grey noise and no error, so they are compared here; and a checkpoint may lack a part.
-
-    Raises:
-        EditorError: names every such socket, and of each file that belongs there its size, folder and address.
-    """
-    row, inner = editor.row, editor.model.model
-    problems: list[tuple[str, str]] = []  # folder below models/ of what belongs there, and what is wrong
-    model_class, tokenizers = CLASSES[row.clip_type]
-    if editor.options.modulation_tables and row.clip_type != "qwen_image":
-        problems.append(("", f"modulation_tables is for Qwen-Image-Edit; switch it off for {row.name}"))
-    if type(inner) is not model_class:
-        problems.append(("diffusion_models", f"model is a {type(inner).__name__}, but {row.name} is chosen"))
-    elif row.clip_type == "qwen_image" and inner.diffusion_model.default_ref_method != row.reference_method == "index":
-        rows = [other.name for other in qwen.models().values() if other.reference_method == inner.diffusion_model.default_ref_method]
-        problems.append(("diffusion_models", f"model is {' or '.join(rows)}, but {row.name} is chosen"))
-    if editor.clip is None:
-        problems.append(("text_encoders", f"clip is empty: what is connected holds no text encoder; load one with type {row.clip_type}"))
-    elif not isinstance(editor.clip.tokenizer, tokenizers):
-        problems.append(("text_encoders", f"clip is a {type(editor.clip.tokenizer).__name__}; load one with type {row.clip_type}"))
-    wanted = editor.model.get_model_object("latent_format").latent_channels
-    if editor.vae is None or getattr(editor.vae, "first_stage_model", editor) is None:
-        problems.append(("vae", "vae is empty: what is connected holds none"))
-    elif getattr(editor.vae, "latent_channels", wanted) != wanted:  # another pack's VAE may not say
-        problems.append(("vae", f"vae makes {editor.vae.latent_channels} channels, the model takes {wanted}"))
-    if problems:
-        places = {place for place, _ in problems}
-        right = [f"  {name} ({size}) into models/{place}: {address}" for place, name, size, address in row.files if place in places]
-        told = ["The connected models do not belong together:", *(f"  - {problem}" for _, problem in problems)]
-        raise EditorError("\n".join([*told, *([f"For {row.name} download into ComfyUI's folder and load:", *right] if right else [])]))

@@ -326,6 +326,36 @@ def refusals():
     }
 
 
+def not_whole():
+    """Valid files of the right kind that lack layers, through ComfyUI's loaders: a layer of a block, a block between others, one of all that is outside
+    the blocks, of a text encoder and of a VAE."""
+
+    def without(kind, name, lost, **renamed):
+        state = comfy.utils.load_torch_file(where(kind, name))
+        kept = {renamed.get(key, key): weight for key, weight in state.items() if not key.startswith(lost)}
+        assert len(kept) < len(state) or renamed
+        tiny_qwen.write(kind, f"lacks_{lost}.safetensors", lambda: kept)
+        return where(kind, f"lacks_{lost}.safetensors")
+
+    state = comfy.utils.load_torch_file(where("diffusion_models", "tiny_2511.safetensors"))
+    gap = {key: key.replace("transformer_blocks.1.", "transformer_blocks.2.") for key in state}
+    told = {}
+    for name, path in (
+        ("layer", without("diffusion_models", "tiny_2511.safetensors", "transformer_blocks.1.attn.to_q")),
+        ("gap", without("diffusion_models", "tiny_2511.safetensors", "nothing", **gap)),
+        ("outside", without("diffusion_models", "tiny_2511.safetensors", "norm_out.linear")),
+    ):
+        told[name] = refusal(lambda path=path: make(editor(patched=comfy.sd.load_diffusion_model(path))))
+    clip, vae = fresh()
+    path = without("text_encoders", "tiny_text_encoder.safetensors", "model.layers.1.mlp")
+    clip = comfy.sd.load_clip([path], clip_type=comfy.sd.CLIPType.QWEN_IMAGE)
+    told["clip"] = refusal(lambda: make(dataclasses.replace(editor(), clip=clip, vae=vae)))
+    without("vae", "tiny_vae.safetensors", "decoder.upsamples.1")
+    vae = nodes.VAELoader().load_vae("lacks_decoder.upsamples.1.safetensors")[0]
+    told["vae"] = refusal(lambda: make(dataclasses.replace(editor(), vae=vae)))
+    return told
+
+
 def controls():
     """1 to 3 pictures change the result, each; odd sizes and transparency are taken; the range leaves room for the extras."""
     odd = Path(BASE) / "odd.png"
@@ -869,6 +899,7 @@ CHECKS = (
     quantised,
     patched_elsewhere,
     refusals,
+    not_whole,
     controls,
     progress,
     reports,

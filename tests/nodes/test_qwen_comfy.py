@@ -110,6 +110,21 @@ def test_what_cannot_work_is_refused_in_words(told, case, says):
     assert [words for words in says if words not in told["refusals"][case]] == []
 
 
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("layer", "model is not whole: lacks_transformer_blocks.1.attn.to_q.safetensors lacks transformer_blocks.1.attn.to_q.bias"),
+        ("gap", "model is not whole: lacks_nothing.safetensors lacks transformer_blocks.1"),
+        ("outside", "lacks norm_out.linear.bias, norm_out.linear.weight"),
+        ("clip", "clip is not whole: lacks_model.layers.1.mlp.safetensors lacks"),
+        ("vae", "vae is not whole: lacks_decoder.upsamples.1.safetensors lacks"),
+    ],
+)
+def test_a_valid_file_that_lacks_layers_is_refused_with_their_names(told, what, says):
+    """ComfyUI only logs them."""
+    assert says in told["not_whole"][what] and "Download the file again" in told["not_whole"][what]
+
+
 def test_running_out_of_memory_once_is_survived_and_nothing_sticks(told):
     assert told["refusals"]["memory once"] is True
     assert told["refusals"]["after all that"] == NOTHING

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from ... import lora, registration
-from ...errors import FlywheelError, OutOfRoom
+from ...errors import EditorUnavailable, FlywheelError, OutOfRoom
 from ...instructions import parse
 from .. import EditRequest, Exposed, Rendered, Tick
 from . import cache, denoise, guard, latents, memory
@@ -160,6 +160,8 @@ class Engine(ExitStack):
             try:
                 self.inputs.prepare(job)
                 told.append((job, None))
+            except EditorUnavailable:
+                raise  # of a part that is not whole: no other prompt would find it whole
             except FlywheelError as error:
                 told.append((job, error))
         self.parts.words_done()

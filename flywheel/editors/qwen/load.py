@@ -7,7 +7,7 @@ and its scales.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -33,6 +33,7 @@ FULL = (
     "time_text_embed",
 )  # small and sensitive: never quantised
 ENCODER_FULL = ("visual", "lm_head")
+SHOWN = 5  # names in a message
 Progress = Callable[[int, int], None]  # done, total; may raise
 _PARTS = re.compile(r"\.(?:weight|bias|scale)(?=\.|$)")
 
@@ -54,6 +55,23 @@ def transformer(
     Raises:
         EditorUnavailable: the files are of another model, or of a format that cannot be read truthfully.
     """
+    made = _empty(model)
+    sizes = sizes_of(made)
+    modulation.install(made, tables, device=device)
+    fill(made, sizes, model, precision=precision, dtype=dtype, device=device, cache=cache, progress=progress)
+    return made.requires_grad_(False).eval(), dict(sizes)
+
+
+def refuse_lost_weights(model: ModelFolder) -> None:
+    """
+    Raises:
+        EditorUnavailable: the transformer's files lack weights, or hold those of another model; says which.
+    """
+    _refuse_strangers(_empty(model), TensorFiles(model.files("transformer")), model)
+
+
+def _empty(model: ModelFolder) -> Any:
+    """The transformer without weights."""
     from accelerate import init_empty_weights
     from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
@@ -61,11 +79,7 @@ def transformer(
         name: value for name, value in model.config("transformer").items() if not name.startswith("_") and name != "quantization_config"
     }
     with init_empty_weights():
-        made: Any = QwenImageTransformer2DModel.from_config(config)
-    sizes = sizes_of(made)
-    modulation.install(made, tables, device=device)
-    fill(made, sizes, model, precision=precision, dtype=dtype, device=device, cache=cache, progress=progress)
-    return made.requires_grad_(False).eval(), dict(sizes)
+        return QwenImageTransformer2DModel.from_config(config)
 
 
 def sizes_of(made: nn.Module) -> dict[str, tuple[int, int]]:
@@ -112,7 +126,11 @@ def text_encoder(
     progress: Progress = lambda *_: None,
 ) -> Any:
     """The text encoder without its vocabulary head. Quantised on the way to `device`, and kept in `cache`; the vision tower stays as it is. One that is
-    stored in fewer bits stays as it is stored."""
+    stored in fewer bits stays as it is stored.
+
+    Raises:
+        EditorUnavailable: the files are not whole.
+    """
     import transformers
     from accelerate import init_empty_weights
 
@@ -167,7 +185,9 @@ def _read_whole(kind: Any, model: ModelFolder, dtype: torch.dtype, progress: Pro
         tensor = files.raw(name) if packed else files.read(name)
         read[name] = tensor if packed or not tensor.is_floating_point() else tensor.to(dtype)
     progress(len(names), len(names))
-    return kind.from_pretrained(None, config=config, state_dict=read, dtype=dtype)
+    made, told = kind.from_pretrained(None, config=config, state_dict=read, dtype=dtype, output_loading_info=True)
+    _refuse_lost(told, model, "text_encoder")
+    return made
 
 
 def _moved(made: Any, device: torch.device | str, progress: Progress) -> Any:
@@ -181,12 +201,19 @@ def _moved(made: Any, device: torch.device | str, progress: Progress) -> Any:
 
 
 def vae(model: ModelFolder, *, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """The image encoder and decoder, with single frames computed in 2-D."""
+    """The image encoder and decoder, with single frames computed in 2-D.
+
+    Raises:
+        EditorUnavailable: the files are not whole.
+    """
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 
     from .latents import single_frame
 
-    made: Any = AutoencoderKLQwenImage.from_pretrained(str(model.root / "vae"), torch_dtype=dtype, local_files_only=True)
+    how: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    made: Any
+    made, told = AutoencoderKLQwenImage.from_pretrained(str(model.root / "vae"), **how)
+    _refuse_lost(told, model, "vae")
     single_frame(made)
     return made.requires_grad_(False).eval().to(device)
 
@@ -203,13 +230,27 @@ def _refuse_strangers(made: Any, files: TensorFiles, model: ModelFolder) -> None
     stored = set(files.names())
     if lost := sorted(wanted - stored):
         raise EditorUnavailable(
-            f"{_called(model)} lacks {len(lost)} of {len(wanted)} weights that the model's config.json asks for, for example {lost[0]}."
+            f"{_called(model)} lacks {len(lost)} of {len(wanted)} weights that the model's config.json asks for: {_some(lost)}."
             " It belongs to another model, or the download is not whole."
         )
     if odd := sorted(name for name in stored - wanted if not modulation.belongs(name.rpartition(".")[0])):
         raise EditorUnavailable(
             f"{_called(model)} holds weights that this model does not have, for example {odd[0]}: it belongs to another model."
         )
+
+
+def _refuse_lost(told: Mapping[str, Any], model: ModelFolder, part: str) -> None:
+    """The libraries only warn of weights that are missing, and fill them with noise."""
+    if lost := sorted(name for name in told["missing_keys"] if not name.startswith("lm_head")):
+        raise EditorUnavailable(
+            f"{model.root.name}/{part} lacks {len(lost)} weights that its config.json asks for: {_some(lost)}."
+            " It belongs to another model, or the download is not whole."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _called(model: ModelFolder) -> str:

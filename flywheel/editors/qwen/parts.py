@@ -61,9 +61,14 @@ class Parts(ExitStack):
     # --- how much there is room for -----------------------------------------------------------------------------------------------------
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """Plan the memory once, for the largest image of the first batch."""
+        """Plan the memory once, for the largest image of the first batch.
+
+        Raises:
+            EditorUnavailable: the transformer's files are not whole.
+        """
         if self.plan is not None or not jobs:
             return
+        load.refuse_lost_weights(self.model)
         settings, largest = self.settings, max(jobs, key=lambda job: job.tokens)
         self.plan = memory.plan(
             self.model,

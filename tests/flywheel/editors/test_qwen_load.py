@@ -159,6 +159,34 @@ def test_the_memory_plan_counts_a_text_encoder_stored_in_fewer_bits_as_it_is_sto
     assert plan.text_precision == "as stored" and plan.text_encoder * GIB == pytest.approx(stored, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("part", "lost"),
+    [("transformer", "transformer_blocks.1.attn.to_q.weight"), ("text_encoder", "layers.1.mlp"), ("vae", "decoder.mid_block")],
+)
+def test_a_valid_file_that_lacks_layers_is_refused_with_their_names(tiny, tmp_path, part, lost):
+    """The libraries would only warn, and compute with noise."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny.folder, folder)
+    (path,) = (folder / part).glob("*.safetensors")
+    state = {name: weight for name, weight in load_file(path).items() if lost not in name}
+    save_file(state, path, metadata={"format": "pt"})
+    read = {
+        "transformer": loaded,
+        "text_encoder": lambda model: load.text_encoder(model, precision="as stored", dtype=torch.float32, device="cpu"),
+        "vae": lambda model: load.vae(model, dtype=torch.float32, device="cpu"),
+    }
+    with pytest.raises(EditorUnavailable, match=rf"{part} lacks \d+ .*{lost}.*download is not whole"):
+        read[part](ModelFolder(folder))
+
+
+def test_a_valid_single_file_that_lacks_a_block_is_refused_with_its_names(tiny, tmp_path):
+    model = single_file(tiny, tmp_path / "lacks.safetensors", lambda name, tensor: {} if "blocks.1." in name else {name: tensor})
+    with pytest.raises(EditorUnavailable, match=r"lacks.safetensors lacks \d+ of .*transformer_blocks\.1\..* and \d+ more"):
+        load.refuse_lost_weights(model)
+
+
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
 def test_a_single_file_is_read_under_any_prefix(tiny, tmp_path, prefix):
     model = single_file(tiny, tmp_path / "one.safetensors", lambda name, tensor: {prefix + name: tensor})
