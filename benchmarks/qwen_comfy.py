@@ -46,7 +46,7 @@ from flywheel import lora_files  # noqa: E402
 
 server.PromptServer(asyncio.new_event_loop())
 import stock_graph  # noqa: E402
-from comfyui_flenwheel.flywheel import candidates, enrich, lora, prompts, qwen  # noqa: E402
+from comfyui_flenwheel.flywheel import candidates, enrich, instructions, lora, prompts, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord  # noqa: E402
 from comfyui_flenwheel.flywheel.images import content_key, open_image  # noqa: E402
 from comfyui_flenwheel.flywheel.project import open_project  # noqa: E402
@@ -85,7 +85,7 @@ def stock(plan, folder, loras, same_size):
     made, changes, before, model = {}, 0, None, None
     for order in plan:
         request = order.request
-        used = loras if lora.parse(request.prompt).kind == "camera" else loras[:1]
+        used = loras if instructions.parse(request.prompt).kind == "camera" else loras[:1]
         changes += used != before
         if used != before:  # ComfyUI's cache keeps the loaders' result while the inputs stay
             model, before = stock_graph.patched(MODEL, used), used
@@ -167,7 +167,8 @@ def main():
         f"{table}\n\nLargest difference of a pixel between ours and the stock nodes at the same size: {worst} of 255.\n\n"
         "What is saved: control and negative prompt are encoded once per photograph instead of with every edit (as shipped: the control twice per edit); LoRAs change once,"
         " not with every photograph. What this toy cannot show: on a card that cannot hold text encoder and model together, the stock graph changes"
-        " between them with every edit, ours once per 32 edits. Ours waits for the disk, mostly beside the next edit, so that what it calls finished"
+        " between them with every edit, ours once per batch (per 32 edits where it cannot be told which text encoder is connected). Ours decodes in a second"
+        " thread, beside the next edit, so that its clock may show less than its CPU time. It waits for the disk, mostly beside the next edit, so that what it calls finished"
         " survives a crash; the stock nodes do not.\n"
     )
     print(text)

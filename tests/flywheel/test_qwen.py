@@ -1,7 +1,7 @@
 """The rows of models and LoRAs, and the sizes at which pictures are shown to a model."""
 
 import pytest
-from comfyui_flenwheel.flywheel import lora, prompts, qwen
+from comfyui_flenwheel.flywheel import instructions, lora, prompts, qwen
 from comfyui_flenwheel.flywheel.editors.qwen.models import open_folder
 from comfyui_flenwheel.flywheel.errors import EditorUnavailable
 
@@ -37,11 +37,11 @@ def test_published_loras_are_known_by_their_names(name, title):
 
 def test_the_presets_that_the_rows_name_exist_and_ask_for_what_they_are_for():
     camera = prompts.PromptSet(prompts.presets()["camera commands (2509 angle LoRA)"])
-    assert {lora.parse(prompt.text).kind for prompt in camera.expand()} == {"camera"}
+    assert {instructions.parse(prompt.text).kind for prompt in camera.expand()} == {"camera"}
     poses = prompts.PromptSet(prompts.presets()["96 poses (2511 angle LoRA)"])
     split = [lora.split_tags(prompt.text) for prompt in poses.expand()]
     assert len(split) == 96 and {tags for _, tags in split} == {("@angle",)}
-    assert {lora.parse(words).kind for words, _ in split} == {"camera"}, "no such edit is held against its photo's frame"
+    assert {instructions.parse(words).kind for words, _ in split} == {"camera"}, "no such edit is held against its photo's frame"
     for row in qwen.known_loras():
         assert all(name in prompts.presets() for name in row.words.split('"')[1::2])
 
