@@ -5,9 +5,12 @@ import shutil
 import time
 
 import pytest
+from comfyui_flenwheel.flywheel import repair
 from comfyui_flenwheel.flywheel.candidates import Shelf
-from comfyui_flenwheel.flywheel.images import open_image
+from comfyui_flenwheel.flywheel.images import open_image, png_bytes
 from comfyui_flenwheel.flywheel.project import load_project
+from PIL import Image, ImageChops
+from safetensors.numpy import load_file, save_file
 
 from . import comfy
 from .conftest import lora_files
@@ -234,7 +237,7 @@ def test_cancelling_ends_the_node_before_another_block_of_the_model_is_through(t
 
 
 def test_every_node_with_a_socket_for_an_editor_edits_and_a_lora_that_is_off_stays_out(tiny, few, engine):
-    """Enrich Dataset, Model Card, Image to Image, and Repair Candidates once a verdict asks for it."""
+    """Enrich Dataset, Model Card, Image to Image, and Repair Candidates once a verdict asks for it; through a mask too, with two seeds."""
     name, one = f"sockets {engine}", {"Prompt_Set__sources": "source_001*", "Prompt_Set__prompts": CAMERA}
     graph = lap(engine, name, few, steps=1, **one, LoRA_for_camera_prompts__enabled=False)
     graph["31"] = {"class_type": "FLEN_DatasetToImages", "inputs": {"dataset": ["2", 0], "first": 1, "at_most": 1}}
@@ -249,11 +252,26 @@ def test_every_node_with_a_socket_for_an_editor_edits_and_a_lora_that_is_off_sta
     assert made.facts["notes"]["loras"] == ["mine x 1"]
 
     comfy.label(tiny.address, name.replace(" ", "_"), {made.image_key: "needs_correction"}, ["identity"])
-    repair = {"project": ["1", 0], "editor": [EDITOR, 0], "limit": 0, "tries_each": 1}
+    repairs = {"project": ["1", 0], "editor": [EDITOR, 0], "limit": 0, "tries_each": 1}
     graph = {number: node for number, node in graph.items() if number in ("1", "3", "4", "5", "6", "7", EDITOR)}
-    done = comfy.run(tiny.address, {**graph, "34": {"class_type": "FLEN_RepairCandidates", "inputs": repair}})
+    done = comfy.run(tiny.address, {**graph, "34": {"class_type": "FLEN_RepairCandidates", "inputs": repairs}})
     assert done.status == "success", done.error
     assert "1 corrections in" in done.text("34") and "1 images made" in done.text("34")
+
+    project = load_project(tiny.base / "output" / "flenwheel" / name.replace(" ", "_"))
+    candidate = open_image(Shelf(project.stage("enriched")).files[made.request_key]).image
+    mask = Image.new("L", candidate.size, 0)
+    mask.paste(255, (0, 0, candidate.width, candidate.height // 2))
+    painted = repair.keep_mask(project, made.image_key, png_bytes(mask))
+    repair.place_order(project, made.image_key, "Make it night", [1, 2], start="candidate", mask=painted)
+    done = comfy.run(tiny.address, {**graph, "34": {"class_type": "FLEN_RepairCandidates", "inputs": repairs}})
+    assert done.status == "success" and "2 images made" in done.text("34"), done.error
+    shelf = Shelf(project.stage("corrections"))
+    masked = [open_image(path).image for key, path in shelf.files.items() if "mask" in shelf.lineages[key].facts["notes"]]
+    below = (0, candidate.height * 3 // 4, *candidate.size)
+    assert len(masked) == 2
+    assert all(ImageChops.difference(candidate, one).getbbox() for one in masked)
+    assert not any(ImageChops.difference(candidate.crop(below), one.crop(below)).getbbox() for one in masked)
 
 
 @pytest.mark.parametrize("name", ["2509", "2511"])
@@ -400,8 +418,11 @@ def test_models_of_comfyui_that_are_not_there_or_cannot_be_read_are_named(tiny, 
             lambda folder: next((folder / "text_encoder").glob("*.safetensors")).write_text("<html>"),
             ["text_encoder", "not a readable .safetensors"],
         ),
+        (lambda folder: lose(folder / "transformer", "blocks.1."), ["spoilt/transformer lacks", "transformer_blocks.1.", "not whole"]),
+        (lambda folder: lose(folder / "text_encoder", "layers.1."), ["spoilt/text_encoder lacks", "layers.1.", "not whole"]),
+        (lambda folder: lose(folder / "vae", "decoder.mid_block"), ["spoilt/vae lacks", "decoder.mid_block", "not whole"]),
     ],
-    ids=["no folder", "no vae", "cut off", "web page"],
+    ids=["no folder", "no vae", "cut off", "web page", "lacks a block", "lacks words", "lacks pixels"],
 )
 def test_missing_and_damaged_parts_of_a_folder_are_named_before_anything_is_made(tiny, tiny_folder, few, spoil, says):
     folder = tiny.base / "models" / "diffusers" / "spoilt"
@@ -411,7 +432,13 @@ def test_missing_and_damaged_parts_of_a_folder_are_named_before_anything_is_made
     graph = lap(DIFFUSERS, "spoilt", few)
     graph[EDITOR]["inputs"]["model"] = "spoilt"
     refused(tiny, graph, *says)
-    assert not (tiny.base / "output" / "flenwheel" / "spoilt" / "data" / "enriched").exists()
+    assert not list((tiny.base / "output" / "flenwheel").glob("spoilt/data/enriched/v1/*.png"))
+
+
+def lose(folder, lost):
+    """A valid file without some of its weights."""
+    (path,) = folder.glob("*.safetensors")
+    save_file({name: weight for name, weight in load_file(path).items() if lost not in name}, path, {"format": "pt"})
 
 
 def cut(path):
