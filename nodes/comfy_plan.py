@@ -55,7 +55,8 @@ def lack_of_room(plan: Plan, device: Any) -> str:
         return "the card has no room for both"
     if device.type == "cpu":
         return ""  # the system swaps
-    missing = plan.working + plan.decoding - comfy.model_management.get_free_memory(device) / GIB
+    free: Any = comfy.model_management.get_free_memory(device)
+    missing = plan.working + plan.decoding - free / GIB
     return f"the card lacks {missing:.1f} GiB for both" if missing > 0 else ""
 
 

@@ -210,9 +210,8 @@ def vae(model: ModelFolder, *, dtype: torch.dtype, device: torch.device | str) -
 
     from .latents import single_frame
 
-    how: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "output_loading_info": True}
-    made: Any
-    made, told = AutoencoderKLQwenImage.from_pretrained(str(model.root / "vae"), **how)
+    kind: Any = AutoencoderKLQwenImage
+    made, told = kind.from_pretrained(str(model.root / "vae"), torch_dtype=dtype, local_files_only=True, output_loading_info=True)
     _refuse_lost(told, model, "vae")
     single_frame(made)
     return made.requires_grad_(False).eval().to(device)
