@@ -256,8 +256,8 @@ class _Session:
 
     def abandon(self) -> None:
         """Let whoever decodes an image beside us stop within a moment."""
-        if self.decoder:
-            self.decoder.abandoned.set()
+        if decoder := self.decoder:  # another thread may take it away
+            decoder.abandoned.set()
 
     @contextmanager
     def _ticking(self, tick: Tick) -> Iterator[None]:
@@ -266,9 +266,9 @@ class _Session:
         try:
             tick(0.0)
             yield
+            self.seconds += time.monotonic() - began
         finally:
             self.pulse.tick = _no_tick  # whoever ticks knows this session: kept, the model could only be freed by a full garbage collection
-            self.seconds += time.monotonic() - began
 
     def close(self) -> None:
         self.decoder = None
@@ -321,8 +321,12 @@ class _Session:
         if self.decoder_due and self.decoder is None:
             if why := comfy_decode.obstacle(self.editor.vae) or comfy_plan.lack_of_room(self.plan, self.editor.vae.device):
                 self._one_after_the_other(why)
-            else:
-                self.decoder = Decoder(self.editor.vae)
+                return False
+            try:
+                with memory.out_of_memory():
+                    self.decoder = Decoder(self.editor.vae)
+            except torch.OutOfMemoryError:
+                self._one_after_the_other("there was no memory for another decoder")
         return self.decoder is not None
 
     def _with_room(self, make: Callable[[], Made], request: EditRequest) -> Made:
@@ -331,8 +335,8 @@ class _Session:
                 return make()
         except torch.OutOfMemoryError:
             host.log.warning("Out of memory at %d x %d px: unloading every model and trying once more.", request.width, request.height)
-        if self.decoder:
-            self.decoder.let_go(lambda: self.pulse.tick(self.pulse.fraction))
+        if decoder := self.decoder:
+            decoder.let_go(lambda: self.pulse.tick(self.pulse.fraction))
         self._one_after_the_other("memory ran out")
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()

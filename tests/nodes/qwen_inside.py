@@ -573,6 +573,7 @@ def decoding_in_order():
         ("dynamic", MODELS["vae"], instead(comfy.memory_management, "aimdo_enabled", True)),
         ("no room", MODELS["vae"], instead(comfy_plan, "_free", lambda device: small.peak - small.decoding / 2)),
         ("ran out", MODELS["vae"], instead(comfy_decode.Decoder, "__call__", full)),
+        ("no second decoder", MODELS["vae"], instead(comfy_decode.Decoder, "__init__", full)),
     ):
         images, threads, lines = Kept(), [], []
         handler = logging.Handler()

@@ -186,6 +186,7 @@ def test_an_image_is_decoded_while_the_next_is_made_with_the_same_pixels_and_by_
         ("dynamic", "dynamic VRAM"),
         ("no room", "the card has no room for both"),
         ("ran out", "memory ran out for both"),
+        ("no second decoder", "there was no memory for another decoder"),
     ],
 )
 def test_where_it_is_not_safe_or_there_is_no_room_one_image_follows_the_other_and_that_is_said_once(told, how, why):
