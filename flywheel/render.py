@@ -219,25 +219,33 @@ class _Renderer(ExitStack):
         """Take note of images that came to be, and of those that did not, until at most `allowed` are still on their way."""
         while self.in_flight and (len(self.in_flight) > allowed or self.in_flight[0].saved.done()):
             one = self.in_flight[0]
-            try:
-                image = self._waited_for(one)
-            except (StorageError, EditorUnavailable):
-                raise
-            except FlywheelError as error:
-                self.in_flight.popleft()
-                self._fail(one.order, error)
-                continue
+            image = self._waited_for(one)
+            if isinstance(image, (StorageError, EditorUnavailable)):
+                del one
+                raise image
             self.in_flight.popleft()
+            if isinstance(image, FlywheelError):
+                self._fail(one.order, image)
+                continue
             self.saved, self.failures_in_a_row = self.saved + 1, 0
             self._finish(Finished(one.order, one.request_key, made=True), image)
 
-    def _waited_for(self, one: _InFlight) -> Image.Image:
+    def _waited_for(self, one: _InFlight) -> Image.Image | FlywheelError:
+        """An image on its way, or why there is none. Raised here, the error would hold this frame, and it the error: a circle that keeps the session, and
+        with it a model, until the next full garbage collection."""
         self._wait([one.saved])
-        try:
+        error = one.saved.exception()
+        if error is None:
             return one.saved.result()
-        except OutOfRoom:
-            self._wait([other.saved for other in self.in_flight])
-        return self._keep(one.order, one.request_key, one.exposed.develop_alone, one.seconds)
+        if not isinstance(error, OutOfRoom):
+            if isinstance(error, FlywheelError):
+                return error
+            raise error
+        self._wait([other.saved for other in self.in_flight])
+        try:
+            return self._keep(one.order, one.request_key, one.exposed.develop_alone, one.seconds)
+        except FlywheelError as failed:
+            return failed
 
     def _wait(self, saved: Sequence[Future[Image.Image]]) -> None:
         while wait(saved, TICK_S).not_done:
