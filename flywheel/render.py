@@ -258,6 +258,7 @@ class _Renderer(ExitStack):
         if late and isinstance(self._edit, Developing):
             self._edit.abandon()
         wait(late)
+        self.in_flight.clear()  # the error of one that failed holds this loop, and the loop it
 
     def _finish(self, finished: Finished, image: Image.Image | None = None) -> None:
         self.finished.append(finished)
