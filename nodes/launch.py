@@ -82,7 +82,7 @@ class Server:
                 start_new_session=not WINDOWS,  # Ctrl+C is for us; we end the server when its work is stored
                 creationflags=NEW_GROUP if WINDOWS else 0,
             )
-        (self.base / "server.json").write_text(json.dumps({"address": self.address, "pid": self.process.pid}))
+        (self.base / "server.json").write_text(json.dumps({"address": self.address, "pid": self.process.pid}), encoding="utf-8")
         try:
             self._wait(self.process)
         except BaseException:
@@ -141,7 +141,7 @@ class Server:
 def running(base: Path) -> str | None:
     """The address of the server that already runs on this base directory."""
     try:
-        address = json.loads((base / "server.json").read_text())["address"]
+        address = json.loads((base / "server.json").read_text(encoding="utf-8"))["address"]
         argv = ask(f"{address}/system_stats")["system"]["argv"]
     except (OSError, ValueError, KeyError):  # never started, ended since, or something else has its port
         return None
@@ -177,7 +177,7 @@ def sees_gpu(python: Path) -> bool:
     if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in GRAPHICS):
         return False  # saves the seconds that importing PyTorch takes
     code = "import torch; print(any(kind.is_available() for kind in (torch.cuda, torch.backends.mps, torch.xpu)))"
-    return "True" in subprocess.run([python, "-c", code], capture_output=True, text=True).stdout
+    return b"True" in subprocess.run([python, "-c", code], capture_output=True).stdout
 
 
 def last_lines(log: Path, count: int = 15) -> str:
