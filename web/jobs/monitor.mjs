@@ -163,7 +163,9 @@ export class Monitor {
     const told = JSON.stringify(job.configs)
     if (told === this.files.dataset.drawn) return
     this.files.dataset.drawn = told
-    this.files.replaceChildren(element("code", { text: job.folder }), ...job.configs.map((file) => element("a", { href: configAddress(this.name, file), target: "_blank", rel: "noopener", text: file })))
+    const links = job.configs.map((file) => element("a", { href: configAddress(this.name, file), target: "_blank", rel: "noopener", text: file }))
+    const byHand = job.configs.some((file) => file.startsWith("run-")) && element("p", { text: t("In config/. To train by hand, change a setting there and start a run file in a terminal.") })
+    this.files.replaceChildren(element("code", { text: job.folder }), ...links, byHand || "")
   }
 }
 
