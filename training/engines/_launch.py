@@ -157,7 +157,7 @@ def by_hand(command: Command, *, windows: bool = WINDOWS) -> tuple[str, str]:
     is_script = bool(command.arguments) and command.arguments[0].endswith(".py")
     name = f"run-{Path(command.arguments[0] if is_script else command.program).stem}"
     if windows:
-        head = ["@echo off", "chcp 65001 >nul", f"rem {BY_HAND}", f"cd /d {quote(str(command.cwd))}"]
+        head = ["@echo off", "chcp 65001 >nul", f"rem {BY_HAND}", f"cd /d {quote(str(command.cwd))}", "if errorlevel 1 exit /b 1"]
         head += [f'set "{key}={value.replace("%", "%%")}"' for key, value in env.items()]
         return f"{name}.cmd", "\r\n".join([*head, " ^\r\n  ".join(rows), ""])
     head = ["#!/bin/sh", f"# {BY_HAND}", f"cd {quote(str(command.cwd))} || exit"]
@@ -166,9 +166,15 @@ def by_hand(command: Command, *, windows: bool = WINDOWS) -> tuple[str, str]:
 
 
 def _for_cmd(word: str) -> str:
-    """Quoted for a program, for cmd, and for a batch file: three readers with rules of their own."""
-    quoted = subprocess.list2cmdline([word]).replace("%", "%%")
-    return f'"{quoted}"' if re.search(r"[&|<>()^]", quoted) and not quoted.startswith('"') else quoted
+    """Quoted for a program, for cmd, and for a batch file: three readers with rules of their own.
+
+    A quote within the word ends for cmd what it quotes, so every sign that means something to it is escaped there instead.
+    """
+    if re.fullmatch(r"[\w./:\\+-]+", word):
+        return word
+    inside = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), word)
+    quoted = f'"{inside}"'.replace("%", "%%")
+    return re.sub(r'[&|<>()^"]', r"^\g<0>", quoted) if '"' in word else quoted
 
 
 def _start(command: Command, job: Job) -> subprocess.Popen[bytes]:

@@ -178,7 +178,6 @@ def test_every_program_before_the_training_can_be_started_by_hand_too(made, musu
 
 
 def test_the_command_for_windows():
-    """Not run here: its three readers' rules are held by what they want."""
     command = _launch.Command(
         Path("C:/Zoë & Co/venv/Scripts/python.exe"),
         ("train.py", "--config_file", "C:/100% (mine)/a b.toml", "--fast"),
@@ -188,9 +187,27 @@ def test_the_command_for_windows():
     name, text = _launch.by_hand(command, windows=True)
     assert name == "run-train.cmd" and text.splitlines()[1] == "chcp 65001 >nul"
     assert text.endswith(
-        'cd /d C:/x\r\nset "PYTHONUTF8=1"\r\nset "A=50%%"\r\n"C:/Zoë & Co/venv/Scripts/python.exe" train.py ^\r\n'
+        'cd /d C:/x\r\nif errorlevel 1 exit /b 1\r\nset "PYTHONUTF8=1"\r\nset "A=50%%"\r\n"C:/Zoë & Co/venv/Scripts/python.exe" train.py ^\r\n'
         '  --config_file "C:/100%% (mine)/a b.toml" ^\r\n  --fast\r\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        ("--lr", "--lr"),
+        ("", '""'),
+        ("C:\\a&b\\", '"C:\\a&b\\\\"'),
+        ("a,b;c=d", '"a,b;c=d"'),
+        ("50%PATH%", '"50%%PATH%%"'),
+        ('say "hi" & go', '^"say \\^"hi\\^" ^& go^"'),
+        ('x\\"y', '^"x\\\\\\^"y^"'),
+        ("(a) <in>|out ^", '"(a) <in>|out ^"'),
+    ],
+)
+def test_a_word_for_the_three_readers_of_windows(word, quoted):
+    """These were given to a program by the cmd of Wine 8, and came through as they are."""
+    assert _launch.by_hand(_launch.Command(Path("p"), (word,), Path("d")), windows=True)[1].splitlines()[-1].split("p ", 1)[-1].strip() == quoted
 
 
 @posix
