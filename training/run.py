@@ -27,6 +27,9 @@ log = logging.getLogger("flenwheel")
 START_S = 60.0
 LEAVE_S = 30.0
 WINDOWS = sys.platform == "win32"
+APART = (
+    0x08000200  # CREATE_NEW_PROCESS_GROUP and CREATE_NO_WINDOW: of ComfyUI's console, which takes all that is in it along when it is closed
+)
 PACK = Path(__file__).resolve().parent
 RESERVE, RESERVED = "reserve", 16 << 10  # bytes that are given back when the disk is full, so that the last words can be written
 LESS = "Choose the next smaller memory profile, or a lower resolution, and train again."
@@ -75,9 +78,9 @@ def _spawn(job: Job, python: Path, hours: str) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+            env={"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUTF8": "1", **os.environ},
             start_new_session=not WINDOWS,
-            creationflags=0x200 if WINDOWS else 0,  # CREATE_NEW_PROCESS_GROUP
+            creationflags=APART if WINDOWS else 0,
         )
     threading.Thread(target=process.wait, name=f"reaper of job {job.id}", daemon=True).start()  # or it would stay a zombie
     return process

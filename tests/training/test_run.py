@@ -77,7 +77,8 @@ def test_a_second_start_while_it_runs_finds_the_first(spec, start):
     job = start(spec, options=SLOW)
     assert run.start(job).state in ("queued", "running") and run.start(job).attempts <= 1
     until(lambda: job.status().state == "running")
-    assert psutil.Process(worker_of(job)).environ()["OMP_WAIT_POLICY"] == "PASSIVE"
+    told = psutil.Process(worker_of(job)).environ()
+    assert (told["OMP_WAIT_POLICY"], told["PYTHONUTF8"]) == ("PASSIVE", "1")
     twin = run._spawn(job, Path(os.sys.executable), "")  # a race of two starters: the second worker leaves at once
     assert twin.wait(20) == 0
     run.stop(job)
