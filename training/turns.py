@@ -115,7 +115,8 @@ def turn(folder: Path, hours: Window, wait: Callable[[str], None]) -> Iterator[I
                 wait("waiting for the GPU")
             time.sleep(LOOK_EVERY_S)
     finally:
-        ticket.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows, while another reads it; it counts for nothing once we have ended
+            ticket.unlink(missing_ok=True)
 
 
 def waiting(folder: Path) -> list[int]:
@@ -141,7 +142,8 @@ def _live(folder: Path) -> Iterator[Path]:
         if is_alive({"pid": int(pid), "created": float(created)}):
             yield ticket
         else:
-            ticket.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):
+                ticket.unlink(missing_ok=True)
 
 
 def end_group(process: psutil.Process, patience_s: float = 10.0) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from comfyui_flenwheel.training import turns
@@ -36,6 +37,19 @@ def test_the_dead_are_passed_over(tmp_path):
     (tmp_path / "00000000000000000001-999999-1.00.ticket").touch()
     with turns.turn(tmp_path, turns.Window(), lambda reason: pytest.fail(reason)):
         pass
+
+
+def test_a_ticket_that_windows_does_not_let_go_of_ends_no_training(tmp_path, monkeypatch):
+    """There a file that somebody reads cannot be removed, and who waits reads every ticket twice a second."""
+    (tmp_path / "00000000000000000001-999999-1.00.ticket").touch()
+
+    def held(path, missing_ok=False):
+        raise PermissionError(13, "The process cannot access the file", str(path))
+
+    monkeypatch.setattr(Path, "unlink", held)
+    with turns.turn(tmp_path, turns.Window(), lambda reason: pytest.fail(reason)):
+        pass
+    assert len(list(tmp_path.glob("*.ticket"))) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks are not inherited there")
