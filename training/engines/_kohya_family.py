@@ -22,7 +22,7 @@ _BAR = re.compile(
     r"(?<!Denoising )steps:\s+\d+%\|[^|]*\|\s*(\d+)/(\d+) \[[^\]]*?(?:avr_loss=([-+.\w]+))?\]"
 )  # a sample has a bar of its own
 _SAVED = re.compile(r"saving checkpoint: .*-step(\d{8})\.safetensors")
-_SAMPLE = re.compile(r"_e?(?P<step>000000|(?<!e)\d{6})_(?P<prompt>\d{2})_\d+")  # the first is called epoch 0; other epochs are no steps
+_SAMPLE = re.compile(r"_e?(?P<step>000000|(?<!e)\d{6})_(?P<prompt>\d{2})_\d+")  # the first is called epoch 0; other epochs repeat a step
 PROMPTS = "prompts.json"  # as text a prompt could not hold " --", nor begin with "#" or "I "
 SAMPLE_STEPS = 20
 LAST_OF_A_STATE = "random_states_0.pkl"  # written last: a state that has it is whole

@@ -69,14 +69,14 @@ say("  num train images * repeats / 学習画像の数×繰り返し回数: 120"
 say(f"  total optimization steps / 学習ステップ数: {total}")
 
 
-def sample(step):
+def sample(when):
     folder = out / "sample"
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}_{f'{step:06}' if step else 'e000000'}_00_20260216080729_42.png").write_bytes(b"")
+    (folder / f"{name}_{when}_00_20260216080729_42.png").write_bytes(b"")
 
 
 if config.get("sample_at_first"):
-    sample(0)
+    sample("e000000")
 say(f"\rsteps:   0%|          | 0/{total} [00:00<?, ?it/s]", end="")
 for step in range(1, total + 1):
     time.sleep(120 if plan == "stubborn" and step == 9 else 0.1 if plan in ("slow", "stubborn") else 0.01)
@@ -91,7 +91,9 @@ for step in range(1, total + 1):
         os.kill(os.getpid(), signal.SIGKILL)
     say(f"\rsteps:  {100 * step // total}%|███▌      | {step}/{total} [00:10<00:10, 20.41s/it, avr_loss={2 / (step + 1):.3g}]", end="")
     if "sample_every_n_steps" in config and step % config["sample_every_n_steps"] == 0:
-        sample(step)
+        sample(f"{step:06}")
+        if "dit" in config:  # musubi-tuner draws them once more where an epoch ends at a checkpoint
+            sample(f"e{step // config['sample_every_n_steps']:06}")
     if step % config["save_every_n_steps"] == 0:
         say(f"\nsaving checkpoint: {out}/{name}-step{step:08}.safetensors")
         lora(out / f"{name}-step{step:08}.safetensors", 0.5)

@@ -94,6 +94,7 @@ def test_the_three_programs_are_one_job(checkout, job):
     assert [Path(path).name for path in prompt["control_image_path"]] == ["p0001_0.png", "p0001_1.png"]
     assert prompt["cfg_scale"] == 4.0 and prompt["discrete_flow_shift"] == 2.2
     assert [step for step, _, _ in job.sampled()] == [0, 5, 10, 15, 20], "the first is without the LoRA"
+    assert len([event for event in job.events() if event["kind"] == "sample"]) == 5, "what it draws twice at an epoch's end counts once"
 
 
 @posix
