@@ -207,7 +207,10 @@ def test_the_command_for_windows():
 )
 def test_a_word_for_the_three_readers_of_windows(word, quoted):
     """These were given to a program by the cmd of Wine 8, and came through as they are."""
-    assert _launch.by_hand(_launch.Command(Path("p"), (word,), Path("d")), windows=True)[1].splitlines()[-1].split("p ", 1)[-1].strip() == quoted
+    assert (
+        _launch.by_hand(_launch.Command(Path("p"), (word,), Path("d")), windows=True)[1].splitlines()[-1].split("p ", 1)[-1].strip()
+        == quoted
+    )
 
 
 @posix
