@@ -12,7 +12,6 @@ import json
 import os
 import queue
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,16 +32,13 @@ from ..errors import EngineNotInstalled, SpecError, Stopped, TrainingFailed
 from ..job import Job
 from ..trainset import TrainingSet
 from ..turns import end_group
+from ._causes import CAUSES, failure, last_words
+from ._command import WINDOWS, Command, by_hand
 
-WINDOWS = sys.platform == "win32"
 TAIL = 400  # lines of log that are searched for the cause
-SHOWN = 8  # of them told
 LOOK_EVERY_S = 0.25
 DRAIN_S = 5.0  # for what is still in the pipe when the trainer has ended
 
-BY_HAND = (
-    "What was started last, as it was. Change the settings it names, or these, and start this file in a terminal; the results lie in out/."
-)
 _BAR = re.compile(r"\d+%\|")  # of anything: loading, caching, training
 _SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$")
 _OURS = re.compile(r"^(?:PYTHON|VIRTUAL_ENV|CONDA|PIP_|UV_|FLEN_|COMFY)")
@@ -53,16 +49,6 @@ _QUIET = {
     "COLUMNS": "200",
     "TQDM_MININTERVAL": "0.1",  # a bar that is not drawn is a loss that is not seen
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A program with its arguments, where it is started, and what is added to its environment."""
-
-    program: Path
-    arguments: tuple[str, ...]
-    cwd: Path
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +114,9 @@ def launch(
                 elif done + progress.step > step:
                     step = done + progress.step
                     if progress.loss is not None and progress.loss != progress.loss:
-                        raise TrainingFailed("nan", f"The loss is no number any more at step {step}.", CAUSES["nan"].advice, _telling(tail))
+                        raise TrainingFailed(
+                            "nan", f"The loss is no number any more at step {step}.", CAUSES["nan"].advice, last_words(tail)
+                        )
                     job.append("step", step=step, loss=progress.loss)
                     if stepped:
                         stepped(progress.step)
@@ -139,42 +127,6 @@ def launch(
             process.stdout.close()
     if process.returncode != 0:
         raise failure(process.returncode, tail)
-
-
-def by_hand(command: Command, *, windows: bool = WINDOWS) -> tuple[str, str]:
-    """Name and text of a file that starts this command as it was, in a terminal and without us: for sh, or for Windows' cmd.
-
-    One option a line, so that it can be read and changed.
-    """
-    quote = _for_cmd if windows else shlex.quote
-    rows: list[str] = []
-    for word in (str(command.program), *command.arguments):
-        if not rows or word.startswith("--"):
-            rows.append(quote(word))
-        else:
-            rows[-1] += f" {quote(word)}"
-    env = {"PYTHONUTF8": "1", **command.env}
-    is_script = bool(command.arguments) and command.arguments[0].endswith(".py")
-    name = f"run-{Path(command.arguments[0] if is_script else command.program).stem}"
-    if windows:
-        head = ["@echo off", "chcp 65001 >nul", f"rem {BY_HAND}", f"cd /d {quote(str(command.cwd))}", "if errorlevel 1 exit /b 1"]
-        head += [f'set "{key}={value.replace("%", "%%")}"' for key, value in env.items()]
-        return f"{name}.cmd", "\r\n".join([*head, " ^\r\n  ".join(rows), ""])
-    head = ["#!/bin/sh", f"# {BY_HAND}", f"cd {quote(str(command.cwd))} || exit"]
-    head += [f"export {key}={quote(value)}" for key, value in env.items()]
-    return f"{name}.sh", "\n".join([*head, " \\\n  ".join(rows), ""])
-
-
-def _for_cmd(word: str) -> str:
-    """Quoted for a program, for cmd, and for a batch file: three readers with rules of their own.
-
-    A quote within the word ends for cmd what it quotes, so every sign that means something to it is escaped there instead.
-    """
-    if re.fullmatch(r"[\w./:\\+-]+", word):
-        return word
-    inside = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), word)
-    quoted = f'"{inside}"'.replace("%", "%%")
-    return re.sub(r'[&|<>()^"]', r"^\g<0>", quoted) if '"' in word else quoted
 
 
 def _start(command: Command, job: Job) -> subprocess.Popen[bytes]:
@@ -246,93 +198,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-# --- causes
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    pattern: re.Pattern[str]
-    words: str
-    advice: str
-
-
-CAUSES: dict[str, Cause] = {  # the first that matches the log tells
-    "memory": Cause(
-        re.compile(
-            r"OutOfMemoryError|CUDA out of memory|Insufficient Memory|ErrorOutOfMemory|CUDNN_STATUS_(?:ALLOC|NOT_SUPPORTED|EXECUTION)|DefaultCPUAllocator: can't allocate|MemoryError"
-        ),
-        "The memory was not enough.",
-        "Choose the next smaller memory profile in the settings, close other programs that use the graphics card, and train again.",
-    ),
-    "disk": Cause(
-        re.compile(r"No space left on device|Errno 28|disk quota exceeded", re.IGNORECASE),
-        "The disk is full.",
-        "Free some space and queue again; it goes on from the last checkpoint.",
-    ),
-    "nan": Cause(
-        re.compile(r"(?:avr_)?loss[=:]\s*nan|NaN detected|nan loss", re.IGNORECASE),
-        "The loss is no number any more.",
-        "Lower the learning rate, for example to half, and train again.",
-    ),
-    "version": Cause(
-        re.compile(
-            r"unrecognized arguments|unexpected keyword argument|No module named|cannot import name|check_min_version|requires a source install|AttributeError: module"
-        ),
-        "The engine and what it stands on do not fit together, or it is too old.",
-        "Update the engine and install its requirements again in its own environment.",
-    ),
-    "weights": Cause(
-        re.compile(
-            r"size mismatch for|Missing key\(s\) in state_dict|Unexpected key\(s\)|SafetensorError|HeaderTooLarge|invalid load key|gated repo|401 Client Error"
-        ),
-        "A model file does not fit this trainer, or is damaged.",
-        "Check base_model and the files beside it: kind, precision and completeness.",
-    ),
-    "missing": Cause(
-        re.compile(
-            r"FileNotFoundError|No such file or directory|Entry Not Found|couldn't connect to|OfflineModeIsEnabled|LocalEntryNotFoundError"
-        ),
-        "A file that the trainer needs is not there.",
-        "The log names it: put it there, or let the engine download it once.",
-    ),
-    "data": Cause(
-        re.compile(
-            r"No data found|no image|No training items found|Could not find matching control|Missing control images|UnidentifiedImageError|extra keys not allowed|MultipleInvalid",
-            re.IGNORECASE,
-        ),
-        "The trainer could not use the training set.",
-        "Export the training set again; if it stays, read the log.",
-    ),
-}
-KILLED = Cause(
-    re.compile(r"(?!)"),
-    "The trainer was killed, most often because the main memory (RAM) was full.",
-    "Close other programs, or choose the next smaller memory profile, and queue again.",
-)
-
-
-def failure(returncode: int, tail: Iterable[str]) -> TrainingFailed:
-    """Why a trainer ended, from its last lines and its exit code."""
-    lines = list(tail)
-    telling = _telling(lines)
-    for code, cause in CAUSES.items():
-        if any(cause.pattern.search(line) for line in reversed(lines)):
-            return TrainingFailed(code, cause.words, cause.advice, telling)
-    if returncode in (-9, 137):
-        return TrainingFailed("killed", KILLED.words, KILLED.advice, telling)
-    return TrainingFailed(
-        "unknown", f"The trainer ended with exit code {returncode}.", "Its last lines follow; log.txt has the rest.", telling
-    )
-
-
-def _telling(tail: Iterable[str]) -> tuple[str, ...]:
-    """The last lines that mean something: no bars, no frames of a traceback."""
-    meant = [
-        line.strip() for line in tail if line.strip() and not re.search(r"^\s*(?:File \"|\^+|~|Traceback|warnings\.warn)|\d+%\|", line)
-    ]
-    return tuple(line[:300] for line in meant[-SHOWN:])
 
 
 # --- finding an engine

@@ -1,7 +1,7 @@
 """Why a trainer ended, from the lines that these programs really write."""
 
 import pytest
-from comfyui_flenwheel.training.engines import _launch
+from comfyui_flenwheel.training.engines import _causes
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ from comfyui_flenwheel.training.engines import _launch
     ],
 )
 def test_every_line_has_a_cause_and_one_thing_to_do(line, code):
-    error = _launch.failure(1, ["loading", "Traceback (most recent call last):", '  File "x.py", line 3, in f', line, " 50%|###  | 1/2"])
+    error = _causes.failure(1, ["loading", "Traceback (most recent call last):", '  File "x.py", line 3, in f', line, " 50%|###  | 1/2"])
     assert error.code == code and error.advice and error.tail[-1] == line[:300] and len(error.tail) == 2
 
 
 def test_what_is_not_understood_shows_its_last_lines():
-    error = _launch.failure(3, [f"line {number}" for number in range(30)])
+    error = _causes.failure(3, [f"line {number}" for number in range(30)])
     assert error.code == "unknown" and error.tail == tuple(f"line {number}" for number in range(22, 30)) and "exit code 3" in error.cause
-    assert _launch.failure(-9, ["steps"]).code == "killed"
+    assert _causes.failure(-9, ["steps"]).code == "killed"

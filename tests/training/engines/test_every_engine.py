@@ -15,7 +15,7 @@ import pytest
 from comfyui_flenwheel.flywheel.project import open_project
 from comfyui_flenwheel.training import engines, proof, run
 from comfyui_flenwheel.training import job as jobs
-from comfyui_flenwheel.training.engines import _launch
+from comfyui_flenwheel.training.engines import _command
 from comfyui_flenwheel.training.job import Places
 from safetensors import safe_open
 
@@ -178,13 +178,13 @@ def test_every_program_before_the_training_can_be_started_by_hand_too(made, musu
 
 
 def test_the_command_for_windows():
-    command = _launch.Command(
+    command = _command.Command(
         Path("C:/Zoë & Co/venv/Scripts/python.exe"),
         ("train.py", "--config_file", "C:/100% (mine)/a b.toml", "--fast"),
         Path("C:/x"),
         {"A": "50%"},
     )
-    name, text = _launch.by_hand(command, windows=True)
+    name, text = _command.by_hand(command, windows=True)
     assert name == "run-train.cmd" and text.splitlines()[1] == "chcp 65001 >nul"
     assert text.endswith(
         'cd /d C:/x\r\nif errorlevel 1 exit /b 1\r\nset "PYTHONUTF8=1"\r\nset "A=50%%"\r\n"C:/Zoë & Co/venv/Scripts/python.exe" train.py ^\r\n'
@@ -208,7 +208,7 @@ def test_the_command_for_windows():
 def test_a_word_for_the_three_readers_of_windows(word, quoted):
     """These were given to a program by the cmd of Wine 8, and came through as they are."""
     assert (
-        _launch.by_hand(_launch.Command(Path("p"), (word,), Path("d")), windows=True)[1].splitlines()[-1].split("p ", 1)[-1].strip()
+        _command.by_hand(_command.Command(Path("p"), (word,), Path("d")), windows=True)[1].splitlines()[-1].split("p ", 1)[-1].strip()
         == quoted
     )
 
