@@ -8,6 +8,7 @@ import io
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ MAX_PIXELS = 175_000_000  # 13,000 px square: more is a bomb or a scan nobody tr
 ALPHA_BACKGROUND = (127, 127, 127)
 EXIF_ORIENTATION = 0x0112
 KEY_LENGTH = 16
+READ_S = 2.0 if os.name == "nt" else 0.0  # how long a reader may hold a file: Windows replaces none that is open
 
 _pillow_flags = threading.Lock()
 
@@ -218,10 +220,22 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(partial, path)
+        _replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
         raise storage_error(path, error) from error
+
+
+def _replace(partial: Path, path: Path) -> None:
+    until = time.monotonic() + READ_S
+    while True:
+        try:
+            os.replace(partial, path)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.02)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

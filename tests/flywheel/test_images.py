@@ -1,7 +1,10 @@
+import contextlib
 import io
+import os
 
 import numpy as np
 import pytest
+from comfyui_flenwheel.flywheel import images
 from comfyui_flenwheel.flywheel.errors import ImageError, StorageError
 from comfyui_flenwheel.flywheel.images import (
     ALPHA_BACKGROUND,
@@ -219,6 +222,23 @@ def test_difference_hash_sees_the_picture_not_the_file(tmp_path):
     same, other = Image.open(tmp_path / "a.jpg"), picture(2, (640, 480))
     apart = [(difference_hash(image) ^ difference_hash(shown)).bit_count() for shown in (same, other, ImageOps.mirror(image))]
     assert apart[0] <= 6 < min(apart[1:])
+
+
+@pytest.mark.parametrize(("patience_s", "whole"), [(60.0, True), (0.0, False)])
+def test_a_file_that_windows_holds_while_it_is_read_is_replaced_when_it_was_read(tmp_path, monkeypatch, patience_s, whole):
+    refused, replace = [], os.replace
+
+    def held(source, target):
+        if not refused:
+            refused.append(target)
+            raise PermissionError(13, "Access is denied", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr(images, "READ_S", patience_s)
+    with contextlib.nullcontext() if whole else pytest.raises(StorageError, match="no permission"):
+        write_whole(tmp_path / "a.bin", b"new")
+    assert refused and [path.name for path in tmp_path.iterdir()] == (["a.bin"] if whole else [])
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
