@@ -1,5 +1,6 @@
 """Jobs for engines that are not ours: captioned images, or pairs with up to three pictures to start from; and what stands in for the engines."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from comfyui_flenwheel.flywheel.images import png_bytes, write_json, write_whole
 from comfyui_flenwheel.training import job as jobs
-from comfyui_flenwheel.training import trainset
+from comfyui_flenwheel.training import run, trainset
 from comfyui_flenwheel.training.engines import ai_toolkit, diffusers_scripts, kohya, musubi
 from comfyui_flenwheel.training.job import Places
 from comfyui_flenwheel.training.spec import TrainingSpec
@@ -28,6 +29,16 @@ def until(happened, patience_s=30.0):
     while not happened():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def tended(job):
+    """Whatever becomes of the test, nothing of the job works on."""
+    try:
+        yield
+    finally:
+        run.stop(job)
+        run.wait(job, 60)
 
 
 def pairs(project, count=4, controls=1):
@@ -105,6 +116,23 @@ def lay(root, files):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+def changed(path, old, new):
+    """A person changes a setting, which stands there once."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def started_by_hand(job, name):
+    """What a file of a job's config/ says that a person starts in a terminal: nothing of ours runs, and nothing of our environment is there."""
+    bare = {"PATH": os.environ["PATH"], "LANG": "C", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        ["sh", job.folder / "config" / name], env=bare, cwd="/", capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def inside(root, python, env, *words):

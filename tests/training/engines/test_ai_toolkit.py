@@ -15,10 +15,11 @@ from comfyui_flenwheel.training import proof, run
 from comfyui_flenwheel.training.engines import _dataset, _launch, ai_toolkit
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..conftest import training_set
-from .conftest import PROMPT, edit_job, inside, lay, own_python, pairs, posix, seen, spec_for, until
+from .conftest import PROMPT, changed, edit_job, inside, lay, own_python, pairs, posix, seen, spec_for, started_by_hand, until
 from .test_musubi import spec_of
 
 pytestmark = pytest.mark.slow
@@ -436,7 +437,7 @@ def without_a_card(tmp_path, monkeypatch):
 
 
 def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, tmp_path, without_a_card, monkeypatch):
-    """A whole run with the smallest Qwen-Image-Edit, and what our job sees of the samples and of the LoRA."""
+    """A whole run with the smallest Qwen-Image-Edit, and what our job sees of the samples and of the LoRA; then one step more, by hand."""
     from . import peft_tiny
 
     monkeypatch.setattr(ai_toolkit, "SAMPLE_STEPS", 2)
@@ -456,3 +457,8 @@ def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, tmp
     first, *_, last = [open_image(path).image for _, _, path in job.sampled()]
     assert first.size == last.size == (128, 128)
     assert run.result_of(job).layers == len(sizes) == 28
+
+    changed(job.folder / "config" / f"{job.id}.json", '"steps": 2', '"steps": 3')
+    started_by_hand(job, "run-run.sh")
+    with safe_open(job.folder / "out" / job.id / f"{job.id}.safetensors", "numpy") as file:
+        assert json.loads(file.metadata()["training_info"])["step"] == 3

@@ -5,11 +5,15 @@ import os
 from pathlib import Path
 
 import pytest
-from comfyui_flenwheel.training import run
+from comfyui_flenwheel.flywheel import lora
+from comfyui_flenwheel.training import job as jobs
+from comfyui_flenwheel.training import proof, run
 from comfyui_flenwheel.training.engines import _launch, diffusers_scripts
 from comfyui_flenwheel.training.errors import EngineNotInstalled
+from comfyui_flenwheel.training.job import Places
 
-from .conftest import declared, edit_job, lay, own_python, parsed, posix, reads, seen, until
+from ..conftest import training_set
+from .conftest import changed, declared, edit_job, lay, own_python, parsed, posix, reads, seen, spec_for, started_by_hand, until
 from .test_musubi import spec_of
 
 pytestmark = pytest.mark.slow
@@ -138,3 +142,34 @@ def test_words_and_lines():
     line = "Steps:  12%|█▏        | 60/500 [01:00<10:00,  1.20s/it, loss=0.41, lr=0.0001]"
     assert diffusers_scripts.read(line) == _launch.Progress(60, 500, 0.41)
     assert diffusers_scripts.read("Caching latents:  12%|█▏        | 60/500 [01:00<10:00,  1.20s/it]") is None
+
+
+def test_the_real_flux_script_trains_the_smallest_flux_and_goes_by_hand_too(project, tmp_path, monkeypatch):
+    """A whole run on the CPU with the real classes, and then as a person starts it: to one step more, from the state of the last."""
+    root = os.environ.get("DIFFUSERS_ROOT")
+    if not root or not any((Path(root) / name).is_dir() for name in ("venv", ".venv")):
+        pytest.skip("DIFFUSERS_ROOT names no checkout of diffusers with a Python of its own; a stand-in ran instead")
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    from . import flux_tiny
+
+    model = tmp_path / "Zoë's models" / "FLUX.1-dev"
+    flux_tiny.build(model)
+    layers = diffusers.FluxTransformer2DModel.from_pretrained(model / "transformer").named_modules()
+    sizes = {name: (one.out_features, one.in_features) for name, one in layers if isinstance(one, torch.nn.Linear) and "_blocks." in name}
+    monkeypatch.setattr(proof, "modules", lambda _: sizes)  # those of this model, which is smaller than the one the table is of
+    options = {"model": str(model), "eight_bit_adam": False}
+    spec = spec_for(
+        project, training_set(project, 4), "diffusers", kind="character", architecture="flux1", options=options, steps=2, save_every=1
+    )
+    job = jobs.find_or_create(project.root, spec, Places(loras=tmp_path / "loras"))
+    assert run.work(job) == 0, (job.status(), job.log.read_text(encoding="utf-8")[-3000:])
+    assert job.losses()[-1][0] == 2  # a step that takes less than a moment is not drawn
+    proved = run.result_of(job)
+    changed(
+        job.folder / "config" / "run-train_dreambooth_lora_flux.sh",
+        "--max_train_steps 2",
+        "--max_train_steps 3 --resume_from_checkpoint latest",
+    )
+    assert " 3/3 [" in started_by_hand(job, "run-train_dreambooth_lora_flux.sh")
+    made = job.folder / "out" / diffusers_scripts.RESULT
+    assert len(lora.fit(lora.inspect(made), sizes, "FLUX.1").placed) == proved.layers > 0

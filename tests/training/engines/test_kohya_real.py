@@ -9,11 +9,12 @@ import psutil
 import pytest
 from comfyui_flenwheel.flywheel.images import open_image
 from comfyui_flenwheel.training import job as jobs
-from comfyui_flenwheel.training import run, trainset
+from comfyui_flenwheel.training import proof, run, trainset
 from comfyui_flenwheel.training.engines import _kohya_family, _launch, kohya
 from comfyui_flenwheel.training.job import Places
+from safetensors import safe_open
 
-from .conftest import gone, inside, parsed, reads, until
+from .conftest import changed, gone, inside, parsed, reads, started_by_hand, tended, until
 from .in_comfyui import patched
 
 ROOT = os.environ.get("SD_SCRIPTS_ROOT", "")
@@ -22,8 +23,9 @@ TOKENS = 64
 SMALL = {
     "fp8_base": False,
     "optimizer": "AdamW",
-    "more": f't5xxl_max_token_length = {TOKENS}; network_args = ["train_blocks=all", "verbose=False"]',
+    "more": f't5xxl_max_token_length = {TOKENS}; network_args = ["train_blocks=all", "verbose=False"]; no_half_vae = true',
 }
+LONG_S = 1800.0  # for what takes a minute on a machine that has nothing else to do
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -54,25 +56,44 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, sp
     _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
     ask("texts", str(job.folder / "dataset" / "r10"), str(TOKENS))
 
-    run.start(job)
-    until(lambda: job.status().checkpoint >= 2 or job.status().is_over, 400)
-    trainer = psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "launched"))
-    family = [trainer.pid, *(child.pid for child in trainer.children(recursive=True))]
-    run.stop(job)
-    assert run.wait(job, 60).state == "stopped", (job.status(), job.log.read_text()[-3000:])
-    assert all(gone(pid) for pid in family), "the whole group ended"
+    with tended(job):
+        run.start(job)
+        until(lambda: job.status().checkpoint >= 2 or job.status().is_over, LONG_S)
+        trainer = psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "launched"))
+        family = [trainer.pid, *(child.pid for child in trainer.children(recursive=True))]
+        run.stop(job)
+        assert run.wait(job, LONG_S).state == "stopped", (job.status(), job.log.read_text()[-3000:])
+        assert all(gone(pid) for pid in family), "the whole group ended"
 
-    run.start(job)  # goes on; then the worker is killed, and the trainer it leaves is ended by the next
-    until(lambda: job.status().checkpoint >= 4 or job.status().is_over, 400)
-    psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "started")).kill()
-    until(lambda: job.status().state == "lost", 20)
-    run.start(job)
-    status = run.wait(job, 600)
-    assert status.state == "done", (status, job.log.read_text()[-3000:])
+        run.start(job)  # goes on; then the worker is killed, and the trainer it leaves is ended by the next
+        until(lambda: job.status().checkpoint >= 4 or job.status().is_over, LONG_S)
+        psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "started")).kill()
+        until(lambda: job.status().state == "lost", LONG_S)
+        run.start(job)
+        status = run.wait(job, LONG_S)
+        assert status.state == "done", (status, job.log.read_text()[-3000:])
     assert job.losses()[-1][0] == 12 and status.step == 12  # a step that takes less than a moment is not drawn
     made = run.result_of(job)
     assert made.layers == 13 and made.rank == 4  # ten layers of a double block, three of a single one
     assert patched(comfyui, models / "flux1-dev.safetensors", made.path) == {"keys": 13, "layers": 13, "changed": True}
+
+
+def test_a_person_changes_the_settings_and_starts_the_shown_file(project, spec, models, tmp_path):
+    """What docs/training.md tells: nothing of ours runs, and a LoRA lies in out/."""
+    comfyui = Path(os.environ["FLEN_COMFYUI"])
+    spec = dataclasses.replace(spec, engine="kohya", steps=2, save_every=2, resolution=128, options=SMALL, sample_prompts=())
+    job = jobs.find_or_create(project.root, spec, Places(loras=tmp_path / "loras", models=(models,), comfyui=comfyui))
+    _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
+    ask("texts", str(job.folder / "dataset" / "r10"), str(TOKENS))
+    assert run.work(job) == 0, (job.status(), job.log.read_text()[-3000:])
+    proved = run.result_of(job)
+    changed(job.folder / "config" / "train-1.toml", "max_train_steps = 2\n", "max_train_steps = 3\n")
+    started_by_hand(job, "run-flux_train_network.sh")
+    made = job.folder / "out" / f"{job.id}-1.safetensors"
+    with safe_open(made, "numpy") as file:
+        assert file.metadata()["ss_steps"] == "3"
+    assert patched(comfyui, models / "flux1-dev.safetensors", made) == {"keys": 13, "layers": 13, "changed": True}
+    assert job.status().state == "done" and proof.sha256(proved.path) == proved.sha256, "what was proved stays as it is"
 
 
 def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, spec, models, tmp_path, monkeypatch):

@@ -13,11 +13,13 @@ from comfyui_flenwheel.flywheel import lora
 from comfyui_flenwheel.flywheel.images import open_image
 from comfyui_flenwheel.training import proof, run
 from comfyui_flenwheel.training.engines import _dataset, _kohya_family, _launch, musubi
+from safetensors import safe_open
 
-from .conftest import edit_job, inside, parsed, reads, until
+from .conftest import changed, edit_job, inside, parsed, reads, started_by_hand, tended, until
 from .in_comfyui import patched
 
 ROOT = os.environ.get("MUSUBI_ROOT", "")
+LONG_S = 1800.0  # for what takes a minute on a machine that has nothing else to do
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -25,6 +27,7 @@ pytestmark = [
     ),
 ]
 INSIDE = Path(__file__).parent / "in_musubi.py"
+EYES = "qwen_2.5_vl_tiny.safetensors"
 SMALL = {"fp8": False, "optimizer": "AdamW", "more": "num_layers = 1; max_data_loader_n_workers = 1"}
 
 
@@ -55,22 +58,23 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, mo
     assert musubi._uncached(folder, musubi.FAMILIES["qwen_image_edit"], dataset) == []
     _launch.write_text(folder / "cache" / "complete", "\n")
 
-    run.start(job)
-    until(lambda: job.status().step >= 6 or job.status().is_over, 240)
-    trainer = psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "launched"))
-    family = [trainer, *trainer.children(recursive=True)]
-    run.stop(job)
-    assert run.wait(job, 30).state == "stopped", (job.status(), job.log.read_text()[-3000:])
-    assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE], "the whole group ended"
-    first = job.status().step
+    with tended(job):
+        run.start(job)
+        until(lambda: job.status().step >= 6 or job.status().is_over, LONG_S)
+        trainer = psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "launched"))
+        family = [trainer, *trainer.children(recursive=True)]
+        run.stop(job)
+        assert run.wait(job, LONG_S).state == "stopped", (job.status(), job.log.read_text()[-3000:])
+        assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE], "the whole group ended"
+        first = job.status().step
 
-    run.start(job)  # goes on; then the worker is killed, and the trainer it leaves is ended by the next
-    until(lambda: job.status().step >= first + 6 or job.status().is_over, 240)
-    psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "started")).kill()
-    until(lambda: job.status().state == "lost", 20)
-    run.start(job)
-    status = run.wait(job, 400)
-    assert status.state == "done", (status, job.log.read_text()[-3000:])
+        run.start(job)  # goes on; then the worker is killed, and the trainer it leaves is ended by the next
+        until(lambda: job.status().step >= first + 6 or job.status().is_over, LONG_S)
+        psutil.Process(next(event["pid"] for event in reversed(job.events()) if event["kind"] == "started")).kill()
+        until(lambda: job.status().state == "lost", LONG_S)
+        run.start(job)
+        status = run.wait(job, LONG_S)
+        assert status.state == "done", (status, job.log.read_text()[-3000:])
 
     told = [event["text"] for event in job.events() if event["kind"] == "note"]
     assert sum(text.startswith("goes on from step") for text in told) == 2
@@ -86,7 +90,7 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, mo
 
 
 @pytest.fixture
-def short_sighted(tmp_path, monkeypatch):
+def short_sighted(models, tmp_path, monkeypatch):
     """musubi-tuner with one layer of its text encoder instead of 28, two of its eyes instead of 32, and pictures to start from of 128 pixels
     instead of 1024: all else is its own."""
     root = tmp_path / "Zoë's trainers" / "musubi-tuner"
@@ -103,21 +107,14 @@ def short_sighted(tmp_path, monkeypatch):
         text = text.replace(whole, part)
     source.write_text(text, encoding="utf-8")
     monkeypatch.setenv("MUSUBI_ROOT", str(root))
-    monkeypatch.setenv("MUSUBI_PYTHON", str(_launch.interpreter(Path(ROOT), musubi.PYTHON)))
-    return root
+    python = _launch.interpreter(Path(ROOT), musubi.PYTHON)
+    monkeypatch.setenv("MUSUBI_PYTHON", str(python))
+    env = _launch.environment({"PYTHONPATH": str(root / "src")})
+    assert "EYES" in inside(root, python, env, INSIDE, "eyes", str(models / EYES))
 
 
 def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, models, tmp_path, short_sighted, monkeypatch):
     """All three of its programs, its text encoder too; and what our job sees of the samples."""
-    told = inside(
-        short_sighted,
-        os.environ["MUSUBI_PYTHON"],
-        _launch.environment({"PYTHONPATH": str(short_sighted / "src")}),
-        INSIDE,
-        "eyes",
-        str(models / "qwen_2.5_vl_tiny.safetensors"),
-    )
-    assert "EYES" in told
     monkeypatch.setattr(_kohya_family, "SAMPLE_STEPS", 5)
     job = edit_job(
         project,
@@ -127,12 +124,14 @@ def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, mod
         steps=4,
         save_every=2,
         sample_prompts=("make it night", "# make it --w 64 day"),
-        options={**SMALL, "encoder_file": "qwen_2.5_vl_tiny.safetensors"},
+        options={**SMALL, "encoder_file": EYES},
         comfyui=Path(os.environ["FLEN_COMFYUI"]),
     )
     assert run.work(job) == 0, (job.status(), job.log.read_text()[-3000:])
     assert [(step, prompt) for step, prompt, _ in job.sampled()] == [(step, prompt) for step in (0, 2, 4) for prompt in (0, 1)]
     drawn = {(step, prompt): open_image(path).image for step, prompt, path in job.sampled()}
+    twice = [path.name for path in (job.folder / "out" / "sample").iterdir() if "_e000001_" in path.name]
+    assert len(twice) == 2 and not {path.name for _, _, path in job.sampled()} & set(twice), "the epoch's end draws them again, in vain"
     assert {image.size for image in drawn.values()} == {(128, 128)}
     assert drawn[0, 0].tobytes() != drawn[4, 0].tobytes(), "the LoRA shows"
     assert drawn[0, 0].tobytes() != drawn[0, 1].tobytes(), "each prompt is drawn with its own words and picture"
@@ -140,6 +139,24 @@ def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, mod
     assert kinds.index(("sample", 0)) < kinds.index(("checkpoint", 2)), "the first is seen before the first checkpoint"
     steps = [event["step"] for event in job.events() if event["kind"] == "step"]
     assert steps[-1] == 4 and set(steps) <= {1, 2, 3, 4}, "the steps of a sample are none of the training"
+
+
+def test_a_person_changes_the_settings_and_starts_the_shown_files(project, models, tmp_path, short_sighted):
+    """What docs/training.md tells: nothing of ours runs, the caches are made anew, and a LoRA lies in out/."""
+    comfyui, options = Path(os.environ["FLEN_COMFYUI"]), {**SMALL, "encoder_file": EYES}
+    job = edit_job(project, "musubi", models, tmp_path / "loras", steps=2, save_every=2, options=options, comfyui=comfyui)
+    assert run.work(job) == 0, (job.status(), job.log.read_text()[-3000:])
+    proved = run.result_of(job)
+    for cache in (job.folder / "dataset").rglob("*_qie*.safetensors"):
+        cache.unlink()
+    changed(job.folder / "config" / "train-1.toml", "max_train_steps = 2\n", "max_train_steps = 3\n")
+    for what in ("cache_latents", "cache_text_encoder_outputs", "train_network"):
+        started_by_hand(job, f"run-qwen_image_{what}.sh")
+    made = job.folder / "out" / f"{job.id}-1.safetensors"
+    with safe_open(made, "numpy") as file:
+        assert file.metadata()["ss_steps"] == "3"
+    assert patched(comfyui, models / "qwen_image_edit_2509_bf16.safetensors", made) == {"keys": 14, "layers": 14, "changed": True}
+    assert job.status().state == "done" and proof.sha256(proved.path) == proved.sha256, "what was proved stays as it is"
 
 
 def test_its_loader_reads_what_is_written(project, tmp_path):
