@@ -14,6 +14,7 @@ from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.dataset import Dataset, ImageRecord
 from comfyui_flenwheel.flywheel.images import content_key, png_bytes, value_key, write_whole
 from comfyui_flenwheel.flywheel.project import Project, open_project
+from comfyui_flenwheel.flywheel.thumbs import IN_A_GRID, thumbnail_path
 from comfyui_flenwheel.nodes.launch import Server
 from PIL import Image, ImageDraw
 
@@ -76,6 +77,9 @@ def reviewed_project(home: Path, name: str, count: int, spoil: Mapping[int, Call
         image = portrait(number)
         png = spoil.get(number, bytes)(png_bytes(image))
         path = shelf.add(value_key([name, number]), f"source_001-{number:02}", png, image, facts=facts)
+        if number in spoil:  # the page shall meet the file, not a thumbnail of what it was
+            for px in IN_A_GRID:
+                thumbnail_path(project, content_key(path), px).unlink()
         images.append(ImageRecord(content_key(path), project.relative(path), *image.size, facts["caption"], "edit", (source["key"],), 1))
     dataset = Dataset(project, "enriched", tuple(images))
     review.open_review(dataset, {"prompt": {}, "workflow": None})

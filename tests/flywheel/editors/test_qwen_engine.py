@@ -862,6 +862,7 @@ def full_size(tiny, tmp_path_factory) -> ModelFolder:
         header = json.dumps({name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in named.items()}).encode()
         (root / part / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     (root / "transformer" / "config.json").write_text(json.dumps({"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128}))
+    (root / "text_encoder" / "config.json").write_text("{}")
     return ModelFolder(root)
 
 
