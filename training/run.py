@@ -27,9 +27,8 @@ log = logging.getLogger("flenwheel")
 START_S = 60.0
 LEAVE_S = 30.0
 WINDOWS = sys.platform == "win32"
-APART = (
-    0x08000200  # CREATE_NEW_PROCESS_GROUP and CREATE_NO_WINDOW: of ComfyUI's console, which takes all that is in it along when it is closed
-)
+# CREATE_NEW_PROCESS_GROUP and CREATE_NO_WINDOW: not of ComfyUI's console, which takes along all that is in it when it is closed
+APART = 0x08000200
 PACK = Path(__file__).resolve().parent
 RESERVE, RESERVED = "reserve", 16 << 10  # bytes that are given back when the disk is full, so that the last words can be written
 LESS = "Choose the next smaller memory profile, or a lower resolution, and train again."
