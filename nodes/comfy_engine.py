@@ -85,7 +85,7 @@ class Options:
     control_megapixels: float = field(
         default=0.0,
         metadata={
-            "help": "Size at which the photo is shown to the model. 0 is the size of the result, which keeps both aligned; 0.5 is about 1.4 times as fast.",
+            "help": "Size at which the photo is shown to the model. 0 is the size of the result, which keeps both aligned; a smaller one is faster and shows less detail.",
             "min": 0.0,
             "max": 4.0,
             "step": 0.05,
