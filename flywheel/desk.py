@@ -19,7 +19,6 @@ from .errors import DatasetError, StorageError
 from .ledger import LABELS, LabelEvent, Pass, Position, Standing, Step
 from .project import Project, Stage
 
-_NOTHING: dict[Pass, LabelEvent] = {}
 REPEATED = 10  # one image in so many is shown again in the repeat pass
 
 
@@ -91,10 +90,10 @@ class Desk:
         with self._guard, review.taking_turns(self.stage.project):
             self._catch_up(read_ledger=any(event.origin == "policy" for event in events))  # else it is read once, after recording
             wanted, left_alone = self._allowed(events)
+            store.hold(self.stage.project.database)
             before = ledger.position(self.stage.project)
             if wanted:
                 ledger.record(self.stage.project, wanted, batch=batch)
-                store.hold(self.stage.project.database)
             keys = tuple(dict.fromkeys(event.image_key for event in wanted))
             self._follow(keys)
             return Decided(keys, left_alone, before, self.position)
@@ -149,8 +148,9 @@ class Desk:
         return dict(known[during])
 
     def _count(self, during: Pass) -> dict[str, int]:
-        keys = self.keys(during)
-        found = Counter(stands[during].label for key in keys if during in (stands := self.standing.get(key, _NOTHING)))
+        keys = self.by_image if during == "first" else set(self.keys(during))
+        stands = list(self.standing.items())  # another thread may add to it
+        found = Counter(passes[during].label for key, passes in stands if during in passes and key in keys)
         decided = {label: found[label] for label in LABELS}
         return {"total": len(keys), "undecided": len(keys) - sum(decided.values()), **decided}
 

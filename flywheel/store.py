@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import StorageError
@@ -107,17 +108,13 @@ def connect(path: Path, *, durable: bool = True) -> Iterator[sqlite3.Connection]
 
 
 def hold(path: Path) -> None:
-    """Keep a project's database, which must be there, open for half a minute more, while verdict follows verdict.
+    """For half a minute more keep what opens a project's database open, while verdict follows verdict.
 
     When the last connection closes, SQLite writes its log back and deletes it, which takes longer than to store a verdict.
     """
     with _guard:
-        fresh = path not in _held
-        if fresh:
-            _held[path] = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            with suppress(sqlite3.Error):  # only time is lost
-                _held[path].execute("PRAGMA user_version").fetchall()  # one that has read nothing holds nothing
-        _wanted[path] = time.monotonic()
+        fresh = _own(path) not in _wanted
+        _wanted[_own(path)] = time.monotonic()
     if fresh:
         _let_go_later(path, HOLD_S)
 
@@ -130,15 +127,48 @@ def _let_go_later(path: Path, seconds: float) -> None:
 
 def _let_go(path: Path) -> None:
     with _guard:
-        left = _wanted[path] + HOLD_S - time.monotonic()
-        if left <= 0 and path in _held:
-            _held.pop(path).close()
+        left = _wanted[_own(path)] + HOLD_S - time.monotonic()
+        if left <= 0:
+            del _wanted[_own(path)]
     if left > 0:
         _let_go_later(path, left)
+    elif db := _taken(path):
+        db.close()
 
 
-_held: dict[Path, sqlite3.Connection] = {}
-_wanted: dict[Path, float] = {}
+def _taken(path: Path) -> sqlite3.Connection | None:
+    """The connection that waits, if the file is still the one it was opened on: a folder may be deleted and made again."""
+    with _guard:
+        file, db = _idle.pop(_own(path), (None, None))
+    if db is None or file == _file(path):
+        return db
+    db.close()
+    return None
+
+
+def _put_back(path: Path, db: sqlite3.Connection) -> None:
+    with _guard:
+        if _own(path) in _wanted and _own(path) not in _idle:
+            _idle[_own(path)] = _file(path), db
+            return
+    db.close()
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _own(path: Path) -> tuple[int, Path]:
+    """A process that was forked off may not touch what it has inherited."""
+    return os.getpid(), path
+
+
+_wanted: dict[tuple[int, Path], float] = {}
+_idle: dict[tuple[int, Path], tuple[tuple[int, int] | None, sqlite3.Connection]] = {}
 _guard = threading.Lock()
 
 
@@ -168,13 +198,9 @@ def turn(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path, synchronous: str) -> Iterator[sqlite3.Connection]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    db = _taken(path) or _fresh(path)
     try:
-        db.row_factory = sqlite3.Row
-        _use_wal(db)
         db.execute(f"PRAGMA synchronous={synchronous}")
-        _migrate(db)
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
@@ -183,8 +209,23 @@ def _opened(path: Path, synchronous: str) -> Iterator[sqlite3.Connection]:
                 db.execute("ROLLBACK")
             raise
         db.execute("COMMIT")
-    finally:
+    except BaseException:
         db.close()
+        raise
+    _put_back(path, db)
+
+
+def _fresh(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)  # one thread after the other
+    try:
+        db.row_factory = sqlite3.Row
+        _use_wal(db)
+        _migrate(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

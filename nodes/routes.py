@@ -57,7 +57,7 @@ ITEM      {"key", "name", "stage", "width", "height", "prompt", "template", "cap
            Siblings are the items with the same source.key or prompt.
 VERDICT   {"label", "reasons", "note", "reviewer", "origin", "at", "answers"}
 STEP      {"batch", "count", "label", "keys": the first ten, "name": of the first, "at", "text": "good on anna-forest" or "reject on 12 images"}
-ANSWER    {"revision": with this request, "follows": the one just before it, "counts", "passes", "undecided_total", "undo", "redo", "left_alone": [],
+ANSWER    {"revision": with this request, "follows": the one just before it, "counts", "undecided_total", "undo", "redo", "left_alone": [],
            "changed": [{"key", "label", "in_force", "labels", …}]}
 EVIDENCE  {"key", "lineage": [{"name", "key", "stage", "prompt", "seed", "editor", "loras", "depth"}] from this image back to the photograph, "siblings": {"source": [keys], "prompt": [keys]},
            "quality": {"verdict", "problems": [], "sharpness", "luma", …}, "score": {"reference", "embedder", "faces", …}|null, "references": [{"name", "key", "similarity": to this image|null}],
@@ -205,6 +205,7 @@ def _described(stage: Stage, during: Pass, reviewer: str, *, blind: bool, since:
     waiting = [order.key for order in orders if order.state == "waiting"]
     return {
         **_answer(desk, during, reviewer),
+        "passes": {name: desk.counts(name) for name in PASSES},
         "revision": str(position),
         "stage": stage.name,
         "version": stage.project.version,
@@ -255,12 +256,10 @@ def _disk(desk: Desk) -> str:
 
 
 def _answer(desk: Desk, during: Pass, reviewer: str) -> dict[str, Any]:
-    passes = {name: desk.counts(name) for name in PASSES}
     undo, redo = desk.steps(reviewer, during)
     return {
         "revision": str(desk.position),
-        "counts": passes[during],
-        "passes": passes,
+        "counts": desk.counts(during),
         "undecided_total": desks.undecided_total(),
         "undo": _step(desk, undo),
         "redo": _step(desk, redo),

@@ -1,6 +1,9 @@
 import multiprocessing
+import shutil
+import sqlite3
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from comfyui_flenwheel.flywheel import ledger, review, store
@@ -196,6 +199,18 @@ def test_a_burst_of_verdicts_holds_the_database_open_and_lets_it_go(desk, monkey
     assert not log.exists()
     give(desk, "reject", 0)
     assert folders(desk)[0] == "rejected"
+
+
+def test_a_database_that_was_replaced_while_it_was_held_open_is_the_one_that_is_written(desk, tmp_path):
+    database = desk.stage.project.database
+    give(desk, "good", 0)
+    shutil.copy(database, tmp_path / "without the verdict")
+    for file in database.parent.glob(f"{database.name}*"):
+        file.unlink()
+    shutil.move(tmp_path / "without the verdict", database)
+    give(desk, "reject", 1)
+    with closing(sqlite3.connect(database)) as db:
+        assert [label for (label,) in db.execute("SELECT label FROM label_events")] == ["reject"]
 
 
 def test_a_verdict_costs_no_walk(desk):

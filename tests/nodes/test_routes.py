@@ -341,8 +341,9 @@ def test_the_strict_pass_sees_what_was_good_and_wants_reasons(send, candidates):
     key = candidates.images[0].key
     event = {"key": key, "label": "reject", "reasons": ["hands"], "answers": {"anatomy": False, "character": True}}
     _, answer = send("/labels", {"reviewer": "Ada", "pass": "strict", "events": [event]})
-    assert answer["counts"]["reject"] == 1 and answer["passes"]["first"]["good"] == 2
+    assert answer["counts"]["reject"] == 1
     _, first = send("")
+    assert first["passes"]["first"]["good"] == 2
     item = next(item for item in first["items"] if item["key"] == key)
     assert (item["label"], item["in_force"]) == ("good", "reject") and item["labels"]["strict"]["answers"]["anatomy"] is False
     _, told = send("/agreement?reviewer=Ada")
