@@ -121,14 +121,11 @@ def executed(graph, output) -> None:
     )
 
 
-DRAWN = """() => new Promise((done) => {
-  requestAnimationFrame(() => setTimeout(done))
-  setTimeout(done, 300)
-})"""
+DRAWN = "() => new Promise((done) => setTimeout(done, 150))"
 
 
 def drawn(tab):
-    """Wait until the page's head shows what the page knows: it is drawn once a frame, or after a tenth of a second where there are none."""
+    """Wait until the page's head shows what the page knows: it is drawn after a tenth of a second at the latest."""
     tab.evaluate(DRAWN)
     return tab
 

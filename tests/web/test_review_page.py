@@ -53,7 +53,7 @@ def test_nothing_moves_on_the_screen_while_a_verdict_is_saved(reviewed, new_tab)
     press(tab, "1")
     tab.wait_for_function("document.querySelector('header .saving').dataset.state === 'busy'")
     assert tab.evaluate("document.getAnimations().length") == 0
-    assert tab.locator("header .saving").text_content() == "Saving 1"
+    tab.wait_for_function("document.querySelector('header .saving').textContent === 'Saving 1'")  # said of what lasts
     held[0].continue_()
     all_saved(tab)
 

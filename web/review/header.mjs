@@ -6,7 +6,13 @@ import { FILTERS, ORDERS } from "./filters.mjs"
 import { count, t } from "./lang.mjs"
 import { LABELS, PASSES, stageWord, wordFor } from "./words.mjs"
 
+const LATE_MS = 100
+
 export class Header {
+  #late = 0 // the timer after which the header is drawn in any case
+  #drawn = -Infinity // when it was
+  #busy = 0 // the timer after which it is said that something is being saved
+
   /**
    * @param {import("./store.mjs").ReviewStore} store @param {import("./outbox.mjs").Outbox} outbox @param {import("./api.mjs").CandidateSet} set
    * @param {import("./api.mjs").Way} way @param {{pace: import("./session.mjs").Pace, suggested: () => void}} parts
@@ -38,17 +44,19 @@ export class Header {
     find("#pass").addEventListener("change", ({ target }) => location.assign(keepEmbedded(target.value)))
   }
 
-  /** Once per frame, however much has changed; a hidden tab has no frames. */
+  /**
+   * Once per frame, however much has changed, and ten times a second at most; not while a verdict is on its way, whose answer changes the same
+   * figures. A hidden tab has no frames.
+   */
   #soon() {
-    if (this.waiting) return
-    this.waiting = true
     const draw = () => {
-      if (!this.waiting) return
-      this.waiting = false
+      clearTimeout(this.#late)
+      this.#late = 0
+      this.#drawn = performance.now()
       this.draw()
     }
-    requestAnimationFrame(draw)
-    setTimeout(draw, 100)
+    this.#late ||= setTimeout(draw, LATE_MS)
+    if (!this.outbox.size && performance.now() - this.#drawn > LATE_MS) requestAnimationFrame(() => this.#late && draw())
   }
 
   draw() {
@@ -144,13 +152,22 @@ export class Header {
     return before.note !== after.note ? t("Note") : before.reasons.join() !== after.reasons.join() ? t("Reason") : t("Answer")
   }
 
+  /** What is saved within a blink is not worth a blink: words and colours follow a busy state only when it lasts. */
   #saving() {
-    const { outbox } = this
-    const { size } = outbox
-    const state = size ? (outbox.trouble ? "away" : "busy") : "saved"
+    const { state } = this.outbox
+    const all = /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".saving"))
+    for (const saving of all) saving.dataset.state = state
+    if (state === "busy" && all[0].dataset.said === "saved") this.#busy ||= setTimeout(() => this.#tellSaving(), LATE_MS)
+    else this.#tellSaving()
+  }
+
+  #tellSaving() {
+    clearTimeout(this.#busy)
+    this.#busy = 0
+    const { size, state } = this.outbox
     const words = { saved: t("All saved"), busy: t("Saving {n}", { n: size }), away: t("{n} not saved yet", { n: size }) }
     for (const saving of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".saving"))) {
-      saving.dataset.state = state
+      saving.dataset.said = state
       if (saving.lastChild.textContent !== words[state]) saving.replaceChildren(icon(state), element("span", { text: words[state] }))
     }
     const { undecided, total } = this.store.counts

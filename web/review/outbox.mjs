@@ -53,6 +53,11 @@ export class Outbox extends EventTarget {
     return this.#parcels.reduce((sum, { count }) => sum + count, 0)
   }
 
+  /** @returns {"saved"|"busy"|"away"} */
+  get state() {
+    return this.size ? (this.trouble ? "away" : "busy") : "saved"
+  }
+
   /** What is not acknowledged yet, oldest first, as verdicts laid over what the server says. @returns {LabelEvent[]} */
   get events() {
     const { pass } = this.#way()

@@ -80,6 +80,7 @@ async function review(set, way, wanted) {
   }
 
   async function proceed() {
+    if (outbox.size) return header.say(t("Waits until everything is saved"))
     const { undecided } = store.counts
     if (undecided && !(await agreed(count(undecided, "{n} image is undecided. Continue anyway?", "{n} images are undecided. Continue anyway?")))) return
     try {
