@@ -222,7 +222,10 @@ class _Renderer(ExitStack):
             image = self._waited_for(one)
             if isinstance(image, (StorageError, EditorUnavailable)):
                 del one
-                raise image
+                try:
+                    raise image
+                finally:
+                    del image  # it holds this frame
             self.in_flight.popleft()
             if isinstance(image, FlywheelError):
                 self._fail(one.order, image)

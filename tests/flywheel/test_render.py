@@ -1,4 +1,5 @@
 import errno
+import gc
 import json
 import logging
 import os
@@ -7,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+import weakref
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +56,34 @@ def test_two_images_tell_how_long_the_rest_will_take(orders, shelf, caplog):
         render(orders, Stamp(), shelf)
     (told,) = (record.getMessage() for record in caplog.records)
     assert re.fullmatch(r"stamp: [\d.]+ s per image \(the first two\); about \d+ s for the other 4\.", told)
+
+
+@pytest.mark.parametrize(
+    "error", [EditorError("too dark"), OutOfRoom("full"), StorageError("no space"), EditorUnavailable("gone")], ids=repr
+)
+def test_a_session_is_gone_with_its_run_whatever_became_of_an_image(orders, shelf, error):
+    """It holds a model: kept by a circle of an error and its frames, that would stay in memory until garbage is collected."""
+    sessions = []
+
+    class Watched(Darkroom):
+        @contextmanager
+        def session(self):
+            with super().session() as edit:
+                sessions.append(weakref.ref(edit))
+                yield edit
+
+    def develop(request, beside):
+        if request.seed == 1 and (beside or not isinstance(error, OutOfRoom)):
+            raise type(error)(str(error))
+
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(StorageError, EditorUnavailable):
+            render(orders, Watched(develops=develop), shelf)
+        assert [session() for session in sessions] == [None]
+    finally:
+        gc.enable()
 
 
 def test_cancelling_keeps_what_was_made_and_the_next_run_makes_the_rest(orders, shelf):
