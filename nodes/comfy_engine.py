@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import latent_preview
-import node_helpers
 import torch
 from comfy_extras.nodes_cfg import CFGNorm
 from comfy_extras.nodes_flux import get_schedule
@@ -30,25 +28,23 @@ from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
 from PIL import Image
 
 from ..flywheel import lora, qwen, registration
-from ..flywheel.editors import ControlRef, Edit, EditRequest, Exposed, Rendered, Tick
+from ..flywheel.editors import Edit, EditRequest, Exposed, Rendered, Tick
 from ..flywheel.editors.qwen import memory
-from ..flywheel.editors.qwen.cache import MOST_BYTES, TensorCache, trim
 from ..flywheel.editors.qwen.memory import Plan
-from ..flywheel.errors import EditorError, FlywheelError, OutOfRoom
-from ..flywheel.images import open_image, value_key
+from ..flywheel.errors import EditorError, OutOfRoom
+from ..flywheel.images import value_key
 from ..flywheel.instructions import parse
 from ..flywheel.qwen import EditModel
 from . import comfy_decode, comfy_plan, comfy_words, host
 from .comfy_belonging import refuse_wrong_models
+from .comfy_conditioning import Conditioning
 from .comfy_decode import Decoder
 from .comfy_loras import applied, fitted
+from .comfy_pulse import Pulse, no_tick
 from .comfy_tables import Tables, let_go
 
 Made = TypeVar("Made")
 VERSION = "1"  # raise it when the same request gives other pixels
-LOOKAHEAD = 32  # prompts encoded before the model is needed where they cannot be kept on disk: about 10 MB of memory each
-KEPT = LOOKAHEAD + 2  # prompts, negatives, control images (and Pictures 2 and 3): fewer, and each image would need the text encoder again
-MAX_TOKENS = 1024  # of a prompt without its pictures: what Qwen-Image was trained with
 BLACK = 3 / 255  # brightest value of a picture that counts as black
 _BLACK_CAUSES = (
     "Known causes: SageAttention (start ComfyUI without --use-sage-attention), a VAE in half precision (--fp32-vae), a VAE or text encoder"
@@ -133,8 +129,11 @@ class ComfyEditor:
     def group(self, request: EditRequest) -> str:
         return lora.fingerprint(self.loras.for_prompt(request.prompt, request.tags))
 
+    def steps_and_cfg(self, loras: Iterable[lora.StackedLora]) -> tuple[int, float]:
+        return qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
+
     def _fingerprint(self, loras: tuple[lora.StackedLora, ...]) -> dict[str, str]:
-        steps, cfg = qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
+        steps, cfg = self.steps_and_cfg(loras)
         told = {
             "editor": f"comfyui {VERSION}",
             "model": value_key([self.row.name, self.row.shift, self.row.reference_method, self.row.cfg_norm, self.row.guidance]),
@@ -151,7 +150,7 @@ class ComfyEditor:
 
     def plan(self, *, width: int, height: int, controls: int) -> Plan:
         """What will lie where for an image of this size in px with so many controls of the same size. Loads nothing."""
-        steps, cfg = qwen.steps_and_cfg(self.row, self.loras, self.options.steps, self.options.cfg)
+        steps, cfg = self.steps_and_cfg(self.loras)
         rows = steps + 1 if self.options.modulation_tables else 0
         batch = 1 if math.isclose(cfg, 1.0) else 2
         return comfy_plan.plan(self.model, self.clip, self.vae, width=width, height=height, controls=controls, batch=batch, rows=rows)
@@ -165,29 +164,6 @@ class ComfyEditor:
             session.close()
         for line in session.account():
             host.log.info("%s", line)
-
-
-class _Pulse:
-    """Lets a person cancel between two blocks of the model or layers of another part. The model holds it, so it must not hold the session that holds the model."""
-
-    def __init__(self) -> None:
-        self.tick: Tick = _no_tick
-        self.fraction = 0.0
-
-    def __call__(self, state: dict[str, Any]) -> dict[str, Any]:
-        self.tick(self.fraction)
-        return state
-
-    @contextmanager
-    def heard_in(self, part: Any) -> Iterator[None]:
-        """While this lasts, also between two layers of a text encoder or VAE."""
-        layers = [layer for layer in part.modules() if not any(True for _ in layer.children())] if isinstance(part, torch.nn.Module) else []
-        hooks = [layer.register_forward_pre_hook(lambda *_: self.tick(self.fraction)) for layer in layers]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,19 +186,22 @@ class _Session:
         self.fits = {one: fitted(editor.model, one, self.row.name) for one in dict.fromkeys(editor.loras)}
         self.tables = Tables(editor.model) if self.options.modulation_tables else None
         self.tabled: tuple[tuple[Any, ...], Any] = ((), None)
-        self.pulse = _Pulse()
+        self.pulse = Pulse()
         self.base = self._prepared(editor.model)
         self.patched: tuple[tuple[lora.StackedLora, ...], Any] = ((), self.base)
-        self.coming: list[EditRequest] = []
-        self.positives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self.negatives: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self.pictures: OrderedDict[tuple[Any, ...], _Picture] = OrderedDict()
-        self.latents: OrderedDict[tuple[Any, ...], torch.Tensor] = OrderedDict()
-        self.words, self.controls = (
-            _Kept(editor.cache, "words", editor.clip, editor.clip_loader),
-            _Kept(editor.cache, "controls", editor.vae),
-        )  # once per run
-        self.all_kept = False
+        self.conditioning = Conditioning(
+            row=editor.row,
+            clip=editor.clip,
+            vae=editor.vae,
+            loras=editor.loras,
+            extras=editor.extras,
+            negative_prompt=self.options.negative_prompt,
+            control_megapixels=self.options.control_megapixels,
+            cfg_with=lambda loras: editor.steps_and_cfg(loras)[1],
+            cache=editor.cache,
+            clip_loader=editor.clip_loader,
+            pulse=self.pulse,
+        )
         self.decoder: Decoder | None = None  # beside the next image; None: one follows the other
         self.decoder_due = True
         self.plan: Plan | None = None
@@ -230,7 +209,7 @@ class _Session:
         self.images, self.seconds, self.switches = 0, 0.0, 0
 
     def expect(self, requests: Sequence[EditRequest]) -> None:
-        self.coming, self.all_kept = list(requests), False
+        self.conditioning.expect(requests)
 
     def account(self) -> list[str]:
         if not self.images:
@@ -268,18 +247,18 @@ class _Session:
             yield
             self.seconds += time.monotonic() - began
         finally:
-            self.pulse.tick = _no_tick  # whoever ticks knows this session: kept, the model could only be freed by a full garbage collection
+            self.pulse.tick = no_tick  # whoever ticks knows this session: kept, the model could only be freed by a full garbage collection
 
     def close(self) -> None:
         self.decoder = None
         if self.tables:
             let_go(self.base)
-        trim([self.words.tensors, self.controls.tensors], MOST_BYTES)
+        self.conditioning.close()
 
     def _start(self, first: EditRequest) -> None:
         """Plan the memory once, for the largest image of the batch."""
         if self.plan is None:
-            largest = max([first, *self.coming], key=lambda request: request.width * request.height)
+            largest = max([first, *self.conditioning.coming], key=lambda request: request.width * request.height)
             controls = len(largest.controls) + len(self.editor.extras)
             self.plan = self.editor.plan(width=largest.width, height=largest.height, controls=controls)
             memory.start_measuring(self.base.load_device)
@@ -352,18 +331,18 @@ class _Session:
 
     def _latents_of(self, request: EditRequest) -> _Latent:
         loras = self.editor.loras.for_prompt(request.prompt, request.tags)
-        positive, negative = self._conditioning(request, loras)
+        positive, negative = self.conditioning.of(request, loras)
         samples = self._sample(request, loras, positive, negative)
         if not torch.isfinite(samples).all():
             raise EditorError(f"The model computed numbers that are none (NaN) for {request.prompt!r}. {_BLACK_CAUSES}")
-        steps, cfg = qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
+        steps, cfg = self.editor.steps_and_cfg(loras)
         notes: dict[str, Any] = {
             "model": self.row.name,
             "steps": steps,
             "cfg": cfg,
             "loras": [f"{one.name} x {one.weight:g}" for one in loras],
         }
-        return _Latent(request, samples, self._picture(request.controls[0], request).shown, notes)
+        return _Latent(request, samples, self.conditioning.photo(request), notes)
 
     def _looked_at(self, made: _Latent, pixels: torch.Tensor) -> Rendered:
         """An image of decoded pixels (1, [frames,] H, W, 3), if there is anything to see."""
@@ -415,7 +394,7 @@ class _Session:
     def _sample(self, request: EditRequest, loras: tuple[lora.StackedLora, ...], positive: Any, negative: Any) -> torch.Tensor:
         """Latents of the result, fp32: (1, C, H/8, W/8), with a frame axis where the model has one."""
         model = self._model_with(loras)
-        steps, cfg = qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)
+        steps, cfg = self.editor.steps_and_cfg(loras)
         if self.tables:
             model = self._with_tables(model, loras, steps)
         latent = _empty(model, request.width, request.height)
@@ -438,173 +417,6 @@ class _Session:
             sampler = comfy.samplers.sampler_object(self.options.sampler)
             return comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, seed=request.seed, **common)
         return comfy.sample.sample(model, noise, steps, cfg, self.options.sampler, self.row.schedule, seed=request.seed, **common)
-
-    # --- conditioning -----------------------------------------------------------------------------------------------------------------
-
-    def _conditioning(self, request: EditRequest, loras: tuple[lora.StackedLora, ...]) -> tuple[Any, Any]:
-        key = self._key(request, loras)
-        if key not in self.positives:
-            self._encode_ahead(request)
-        positive = _kept(self.positives, key, lambda: self._encoded(key[0], request))
-        if math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0):
-            return positive, positive  # without guidance the negative is not looked at
-        return positive, self._negative(request)
-
-    def _encode_ahead(self, request: EditRequest) -> None:
-        """Encode this request and the next ones while the text encoder is in memory, negatives too: to disk all of them, then all control pictures;
-        into memory so many as it holds. What they replace was used before them: another try of an image that drifted, which nobody foresaw, costs no
-        other prompt its place."""
-        place = next((n for n, other in enumerate(self.coming) if other == request), None)
-        if self.words.name is None:
-            self._each([request] if place is None else self.coming[place : place + LOOKAHEAD], request, self._encode)
-        elif not self.all_kept:
-            self._each(self.coming, request, lambda other: [self._words(words, other) for words in self._asked(other)])
-            self._each(self.coming, request, lambda other: [self._latent(control, other) for control in other.controls])
-            self.all_kept = True
-
-    def _each(self, requests: Sequence[EditRequest], now: EditRequest, act: Callable[[EditRequest], Any]) -> None:
-        for other in requests:
-            self.pulse.tick(0.0)
-            try:
-                act(other)
-            except FlywheelError:
-                if other == now:  # a later one is told when its turn comes
-                    raise
-
-    def _encode(self, request: EditRequest) -> None:
-        words, *negative = self._asked(request)
-        loras = self.editor.loras.for_prompt(request.prompt, request.tags)
-        _kept(self.positives, self._key(request, loras), lambda: self._encoded(words, request))
-        if negative:
-            self._negative(request)
-
-    def _asked(self, request: EditRequest) -> list[str]:
-        """The prompts of a request: its own, and where guidance looks at it the negative one."""
-        loras = self.editor.loras.for_prompt(request.prompt, request.tags)
-        guided = not math.isclose(qwen.steps_and_cfg(self.row, loras, self.options.steps, self.options.cfg)[1], 1.0)
-        return [lora.with_triggers(request.prompt, loras), *([self.options.negative_prompt] if guided else [])]
-
-    def _key(self, request: EditRequest, loras: tuple[lora.StackedLora, ...]) -> tuple[Any, ...]:
-        return (lora.with_triggers(request.prompt, loras), *(control.key for control in request.controls), request.width, request.height)
-
-    def _negative(self, request: EditRequest) -> Any:
-        key = (*(control.key for control in request.controls), request.width, request.height)
-        return _kept(self.negatives, key, lambda: self._encoded(self.options.negative_prompt, request))
-
-    def _encoded(self, prompt: str, request: EditRequest) -> Any:
-        """ComfyUI's conditioning of a prompt with its pictures: text states (1, T, D) and the controls' latents."""
-        conditioning = self._words(prompt, request)
-        latents = [self._latent(control, request) for control in request.controls]
-        latents += [self._extra_latent(place, request) for place in range(len(self.editor.extras))]
-        values: dict[str, Any] = {"reference_latents": latents}
-        if self.row.reference_method:
-            values["reference_latents_method"] = self.row.reference_method
-        if self.row.guidance is not None:
-            values["guidance"] = self.row.guidance
-        return node_helpers.conditioning_set_values(conditioning, values)
-
-    def _words(self, prompt: str, request: EditRequest) -> Any:
-        """What the text encoder makes of a prompt about its pictures: from the disk, or now."""
-        if self.words.name is None or "embedding:" in prompt:  # ComfyUI's word for a file beside the text encoder
-            return self._read(prompt, request)
-        template = self.row.template
-        seen = [*(control.key for control in request.controls), *(key for key, _ in self.editor.extras)] if template else []
-        asked = [prompt, seen, template and [template.words, template.prompt(prompt, len(seen))]]
-        try:
-            return comfy_words.unpacked(self.words.get(asked, lambda: comfy_words.packed(self._read(prompt, request))))
-        except comfy_words.Unnamed as error:
-            self.words.give_up(error)
-        return self._read(prompt, request)
-
-    def _read(self, prompt: str, request: EditRequest) -> Any:
-        if template := self.row.template:
-            pictures = [self._picture(control, request) for control in request.controls]
-            pictures += [self._extra(place, request) for place in range(len(self.editor.extras))]
-            words, seen = template.prompt(prompt, len(pictures)), [picture.vision for picture in pictures]
-            tokens = self.editor.clip.tokenize(words, images=seen, llama_template=template.words)
-        else:
-            tokens = self.editor.clip.tokenize(prompt)
-        longest = max(len(batch[0]) for batch in tokens.values())
-        if longest > MAX_TOKENS:
-            raise EditorError(
-                f"The prompt {prompt[:40]!r}… is {len(prompt.split()):,} words long; {self.row.name} understands about {MAX_TOKENS * 3 // 4}. Shorten it."
-            )
-        with self.pulse.heard_in(getattr(self.editor.clip, "cond_stage_model", None)):
-            return self.editor.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
-
-    def _picture(self, control: ControlRef, request: EditRequest) -> _Picture:
-        key = (control.key, request.width, request.height)
-        return _kept(self.pictures, key, lambda: self._prepare(open_image(control.path).image, request))
-
-    def _extra(self, place: int, request: EditRequest) -> _Picture:
-        key, image = self.editor.extras[place]
-        return _kept(self.pictures, (key, request.width, request.height), lambda: self._prepare(image, request))
-
-    def _prepare(self, image: Image.Image, request: EditRequest) -> _Picture:
-        result = (request.width, request.height)
-        size = qwen.control_size(image.width, image.height, result, self.options.control_megapixels)
-        shown, seen = (image.resize(pixels, Image.Resampling.LANCZOS) for pixels in (size, qwen.vision_size(*image.size)))
-        return _Picture(shown, host.tensor(seen))
-
-    def _latent(self, control: ControlRef, request: EditRequest) -> torch.Tensor:
-        return self._seen_by_vae(control.key, lambda: self._picture(control, request).shown, request)
-
-    def _extra_latent(self, place: int, request: EditRequest) -> torch.Tensor:
-        return self._seen_by_vae(self.editor.extras[place][0], lambda: self._extra(place, request).shown, request)
-
-    def _seen_by_vae(self, key: str, shown: Callable[[], Image.Image], request: EditRequest) -> torch.Tensor:
-        """Latents of a control, fp32 (1, C, H/8, W/8), with a frame axis where the VAE has one: from memory, from the disk, or now."""
-        size = (request.width, request.height)
-        asked = [key, size, f"{self.options.control_megapixels:g}"]
-
-        def made() -> dict[str, torch.Tensor]:
-            with self.pulse.heard_in(getattr(self.editor.vae, "first_stage_model", None)):
-                return {"latent": self.editor.vae.encode(host.tensor(shown()))}
-
-        return _kept(self.latents, (key, *size), lambda: self.controls.get(asked, made)["latent"])
-
-
-class _Kept:
-    """Tensors on disk that one text encoder or VAE has made, by what it was asked. `name` is None, and nothing is kept, where it cannot be told apart
-    from others."""
-
-    def __init__(self, folder: Path | None, kind: str, part: Any, loader: comfy_words.Loader | None = None) -> None:
-        self.name: str | None = None
-        self.kind = kind
-        if folder is not None:
-            try:
-                self.name = comfy_words.name_of(part, loader)
-            except comfy_words.Unnamed as error:
-                self.give_up(error)
-        self.tensors = TensorCache(folder / kind if folder and self.name else None)
-
-    def give_up(self, why: Exception) -> None:
-        self.name = None
-        host.log.info("The %s are not kept on disk and are encoded anew by the next run: of what encodes them, %s.", self.kind, why)
-
-    def get(self, asked: Any, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return self.tensors.get(value_key([self.name, asked]), make) if self.name else make()
-
-
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    """A control at the size it is shown at, and as the text encoder sees it (1, H, W, 3)."""
-
-    shown: Image.Image
-    vision: torch.Tensor
-
-
-def _kept(store: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    if key not in store:
-        store[key] = make()
-        while len(store) > KEPT:
-            store.popitem(last=False)
-    store.move_to_end(key)
-    return store[key]
-
-
-def _no_tick(fraction: float = 0.0, preview: Image.Image | None = None, doing: str = "") -> None:
-    """Before a request there is nobody to tell."""
 
 
 def _previewer(model: Any) -> Any:

@@ -54,7 +54,7 @@ from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted, key_of  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
 from comfyui_flenwheel.flywheel.render import Order, Progress, render  # noqa: E402
-from comfyui_flenwheel.nodes import comfy_decode, comfy_engine, comfy_plan, comfy_tables, comfy_words, host  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_conditioning, comfy_decode, comfy_engine, comfy_plan, comfy_tables, comfy_words, host  # noqa: E402
 
 
 def module_at(path):
@@ -435,7 +435,7 @@ def ahead():
 def many_photos():
     """As many photographs as prompts are encoded ahead: nothing is encoded again between the images."""
     photo, orders = Image.open(PHOTO).convert("RGB").resize((64, 64)), []
-    for number in range(comfy_engine.LOOKAHEAD):
+    for number in range(comfy_conditioning.LOOKAHEAD):
         path = Path(BASE) / f"many{number}.png"
         photo.rotate(number).save(path)
         orders.append(request(size=(64, 64), controls=(path,), seed=number))
@@ -447,7 +447,7 @@ def many_photos():
             edit(order, quiet)
             made += 1
     del MODELS["clip"].encode_from_tokens_scheduled
-    return [len(calls) / comfy_engine.LOOKAHEAD, max(calls)]
+    return [len(calls) / comfy_conditioning.LOOKAHEAD, max(calls)]
 
 
 def another_try():
@@ -676,7 +676,7 @@ def loader_in_graph(class_type, between=False, **inputs):
 
 def kept_on_disk():
     """More prompts than memory would hold ahead; all are encoded, then all photos, before the first image; a second run loads no text encoder."""
-    count = comfy_engine.LOOKAHEAD + 8
+    count = comfy_conditioning.LOOKAHEAD + 8
     other = Path(BASE) / "other.png"
     Image.open(CONTROL).rotate(90).resize((64, 64)).save(other)
     orders = [request(f"Make it {n}", n, (64, 64), (CONTROL if n % 2 else other,)) for n in range(count)]
@@ -694,7 +694,7 @@ def kept_on_disk():
             edit.expect(orders)
             for order in wanted:  # the calls above look at how many there are
                 made += [np.asarray(edit(order, quiet).image, dtype=np.int16)]
-            name_known = edit.words.name is not None
+            name_known = edit.conditioning.words.name is not None
         told[name] = {
             "kinds": "".join(kind[0] for kind, _ in calls),
             "before image": max((before for _, before in calls), default=0),
