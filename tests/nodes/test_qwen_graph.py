@@ -163,21 +163,31 @@ def test_a_lora_from_the_registry_is_found_by_name_or_its_absence_explained(tiny
     assert outcome.status == "error" and [words for words in wanted if words not in outcome.error] == []
 
 
-def test_flux_kontext_edits_in_the_same_graph(tiny, few):
+KONTEXT_WORDS = {"clip_name1": "tiny_clip_l.safetensors", "clip_name2": "tiny_t5.safetensors", "type": "flux", "device": "default"}
+KLEIN_WORDS = {"clip_name": "tiny_qwen3.safetensors", "type": "flux2", "device": "default"}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "words", "vae"),
+    [
+        ("FLUX.1 Kontext", "tiny_kontext", {"class_type": "DualCLIPLoader", "inputs": KONTEXT_WORDS}, "tiny_ae"),
+        ("FLUX.2 klein", "tiny_klein", {"class_type": "CLIPLoader", "inputs": KLEIN_WORDS}, "tiny_flux2_vae"),
+        ("FLUX.2 klein base", "tiny_klein", {"class_type": "CLIPLoader", "inputs": KLEIN_WORDS}, "tiny_flux2_vae"),
+    ],
+)
+def test_models_of_the_flux_family_edit_in_the_same_graph(tiny, few, name, model, words, vae):
     """Another model is other loaders and another choice of edit_model, nothing else."""
-    name = "kontext"
     graph = lap(COMFY, name, few, Prompt_Set__sources="source_001*", Prompt_Set__prompts=BACKGROUNDS)
-    graph["3"]["inputs"]["unet_name"] = "tiny_kontext.safetensors"
-    words = {"clip_name1": "tiny_clip_l.safetensors", "clip_name2": "tiny_t5.safetensors", "type": "flux", "device": "default"}
-    graph["4"] = {"class_type": "DualCLIPLoader", "inputs": words}
-    graph["5"]["inputs"]["vae_name"] = "tiny_ae.safetensors"
-    graph[EDITOR]["inputs"]["edit_model"] = "FLUX.1 Kontext"
-    refused(tiny, graph, "mine.safetensors does not fit FLUX.1 Kontext", "made for another model")
+    graph["3"]["inputs"]["unet_name"] = f"{model}.safetensors"
+    graph["4"] = words
+    graph["5"]["inputs"]["vae_name"] = f"{vae}.safetensors"
+    graph[EDITOR]["inputs"]["edit_model"] = name
+    refused(tiny, graph, f"mine.safetensors does not fit {name}", "made for another model")
     del graph[EDITOR]["inputs"]["loras"]
     outcome = comfy.run(tiny.address, graph)
     assert outcome.status == "success", outcome.error
     made = Shelf(stage(tiny, name)).lineages.values()
-    assert [lineage.facts["notes"]["model"] for lineage in made] == ["FLUX.1 Kontext"] * 2
+    assert [lineage.facts["notes"]["model"] for lineage in made] == [name] * 2
 
 
 def test_interrupted_then_killed_then_resumed_with_the_same_bytes(tiny, few, engine):

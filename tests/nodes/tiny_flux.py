@@ -26,7 +26,6 @@ KONTEXT |= {"axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "guidance
 KLEIN = {"in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 3 * WIDTH, "mlp_ratio": 3.0, "qkv_bias": False}
 KLEIN |= {"axes_dim": [32, 32, 32, 32], "theta": 2000, "patch_size": 1, "guidance_embed": False, "global_modulation": True}
 KLEIN |= {"mlp_silu_act": True, "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0, "txt_ids_dims": [3]}
-FLUX_1 = ("tiny_kontext.safetensors", "tiny_clip_l.safetensors", "tiny_t5.safetensors", "tiny_ae.safetensors")
 PLACE = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
 
 

@@ -116,8 +116,7 @@ if Path(__file__).with_name("tiny_flux.py").is_file():  # the test server lays i
     from . import tiny_flux
 
     for (kind, name), state in tiny_flux.files(randomised).items():
-        if name in tiny_flux.FLUX_1:
-            write(kind, name, state)
+        write(kind, name, state)
 
 
 class OutOfMemory:
