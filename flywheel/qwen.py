@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,7 +42,8 @@ class Folder:
 class EditModel:
     """An instruction-editing model. None means: leave alone what the model brings.
 
-    `template`: with one, the text encoder sees the pictures too. `clip_type`: what Load CLIP calls its kind. `shift`: of the flow-matching schedule.
+    `template`: with one, the text encoder sees the pictures too. `clip_type`: what Load CLIP calls its kind. `blocks`: width of the
+    model, which tells its sizes apart, to kind of block to how many there are. `shift`: of the flow-matching schedule.
     `reference_method`: how the controls get their places in the model. `schedule`: a scheduler's name, or "flux2". `controls`: at most. `folder`: for
     the diffusers editor; None where that cannot take the model.
     """
@@ -51,6 +52,7 @@ class EditModel:
     family: str
     template: Template | None
     clip_type: str
+    blocks: dict[str, dict[str, int]]
     shift: float | None
     reference_method: str | None
     cfg_norm: float | None
@@ -122,6 +124,15 @@ def mismatches(model: str, loras: Iterable[StackedLora]) -> list[str]:
     """What to tell of known LoRAs that were made for another edit model: they load, and work worse."""
     rows = [(lora.name, row) for lora in loras if (row := known(lora.name)) and row.file and row.model != model]
     return [f"{name} was made for {row.model}; on {model} it works worse or not at all." for name, row in rows]
+
+
+def fewer_blocks(row: EditModel, width: int, blocks: Mapping[str, int]) -> str:
+    """What to tell of a model of full width with fewer blocks than that has: a pruned one, or one whose file lost its end. Empty for any other."""
+    whole = row.blocks.get(str(width), {})
+    fewer = [f"{blocks.get(kind, 0)} of {count} {kind}" for kind, count in whole.items() if blocks.get(kind, 0) < count]
+    if not fewer:
+        return ""
+    return f"The model has {' and '.join(fewer)} of {row.name}: if it was not pruned on purpose, its file lacks its end; download it again."
 
 
 def distilled_row(loras: Iterable[StackedLora]) -> KnownLora | None:

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..flywheel import lora, qwen
 from ..flywheel.errors import EditorError
 from ..flywheel.images import value_key
-from . import comfy_words, host, more_pictures, sockets
+from . import comfy_whole, comfy_words, host, more_pictures, sockets
 from .comfy_belonging import refuse_wrong_models
 from .comfy_engine import ComfyEditor, Options
 from .comfy_loras import fitted
@@ -79,7 +79,8 @@ class ComfyEditorNode(io.ComfyNode):
         fits = [str(fitted(model, one, edit_model)) for one in editor.loras]
         controls = sorted({len(extras) + 1, row.controls})
         plans = [f"1 MP, {host.counted(count, 'control')}: {editor.plan(width=1024, height=1024, controls=count)}" for count in controls]
-        text = "\n".join([*plans, *fits, *qwen.mismatches(edit_model, editor.loras)])
+        doubts = [*filter(None, [comfy_whole.fewer_blocks(model.model.diffusion_model, row)]), *qwen.mismatches(edit_model, editor.loras)]
+        text = "\n".join([*plans, *fits, *doubts])
         return io.NodeOutput(editor, text, ui=host.shown(text))
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import comfy.model_detection
 
+from ..flywheel import qwen
 from ..flywheel.editors.qwen.models import header_bytes
+from ..flywheel.qwen import EditModel
 from . import comfy_words
 
 SHOWN = 5  # names in a message
@@ -39,6 +41,12 @@ def lacks_of_part(patcher: Any) -> str:
     named = {name for name in wanted if any(end in stored for end in ends[name])}
     kinds = {_NUMBER.sub(".#.", name) for name in named}  # a text encoder has weights that no file holds; those have no sisters in it
     return _told(patcher, [name for name in _missing(named, wanted) if _NUMBER.sub(".#.", name) in kinds])
+
+
+def fewer_blocks(diffusion_model: Any, row: EditModel) -> str:
+    """What to tell of a model with fewer blocks than its row's of the same width. Not refused: ComfyUI counts blocks in the file, and pruned models exist."""
+    kinds = {kind for blocks in row.blocks.values() for kind in blocks}
+    return qwen.fewer_blocks(row, diffusion_model.img_in.out_features, {kind: len(getattr(diffusion_model, kind)) for kind in kinds})
 
 
 def _stored(patcher: Any) -> set[str]:

@@ -80,6 +80,22 @@ def test_a_later_model_is_one_more_row_of_data(later, tmp_path):
         open_folder(str(tmp_path / "nothing"))
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "blocks", "says"),
+    [
+        ("Qwen-Image-Edit-2511", 3072, {"transformer_blocks": 60}, ""),
+        ("Qwen-Image-Edit-2511", 3072, {"transformer_blocks": 59}, "59 of 60 transformer_blocks of Qwen-Image-Edit-2511"),
+        ("Qwen-Image-Edit-2511", 64, {"transformer_blocks": 2}, ""),
+        ("FLUX.1 Kontext", 3072, {"double_blocks": 19, "single_blocks": 30}, "30 of 38 single_blocks"),
+        ("FLUX.2 klein", 3072, {"double_blocks": 5, "single_blocks": 20}, ""),
+        ("FLUX.2 klein", 4096, {"double_blocks": 5, "single_blocks": 20}, "5 of 8 double_blocks and 20 of 24 single_blocks"),
+    ],
+)
+def test_blocks_that_a_model_of_full_width_does_not_have_are_told(name, width, blocks, says):
+    told = qwen.fewer_blocks(qwen.models()[name], width, blocks)
+    assert says in told and bool(told) == bool(says)
+
+
 def test_zero_stands_for_what_suits_model_and_loras(tmp_path):
     model = qwen.models()["Qwen-Image-Edit-2511"]
     fast = lora.stacked(save(tmp_path / "lightning-8steps.safetensors", tensors("Lightning")), 1.0)

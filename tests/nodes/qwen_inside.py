@@ -54,7 +54,7 @@ from comfyui_flenwheel.flywheel import lora, qwen  # noqa: E402
 from comfyui_flenwheel.flywheel.editors import Choosy, ControlRef, EditRequest, Foresighted, key_of  # noqa: E402
 from comfyui_flenwheel.flywheel.errors import FlywheelError  # noqa: E402
 from comfyui_flenwheel.flywheel.render import Order, Progress, render  # noqa: E402
-from comfyui_flenwheel.nodes import comfy_conditioning, comfy_decode, comfy_engine, comfy_plan, comfy_tables, comfy_words, host  # noqa: E402
+from comfyui_flenwheel.nodes import comfy_conditioning, comfy_decode, comfy_engine, comfy_plan, comfy_tables, comfy_whole, comfy_words, host  # noqa: E402
 
 
 def module_at(path):
@@ -354,6 +354,17 @@ def not_whole():
     vae = nodes.VAELoader().load_vae("lacks_decoder.upsamples.1.safetensors")[0]
     told["vae"] = refusal(lambda: make(dataclasses.replace(editor(), vae=vae)))
     return told
+
+
+def without_an_end():
+    """Full width on no memory at all: as many blocks as the family has, one fewer, and this toy's, which is another width."""
+    kinds = {"dtype": torch.float16, "device": "meta", "operations": comfy.ops.disable_weight_init}
+    row = qwen.models()["Qwen-Image-Edit-2511"]
+    told = {
+        str(count): comfy_whole.fewer_blocks(comfy.ldm.qwen_image.model.QwenImageTransformer2DModel(num_layers=count, **kinds), row)
+        for count in (60, 59)
+    }
+    return {**told, "toy": comfy_whole.fewer_blocks(MODELS["2511"].model.diffusion_model, row)}
 
 
 def controls():
@@ -901,6 +912,7 @@ CHECKS = (
     patched_elsewhere,
     refusals,
     not_whole,
+    without_an_end,
     controls,
     progress,
     reports,

@@ -125,6 +125,11 @@ def test_a_valid_file_that_lacks_layers_is_refused_with_their_names(told, what, 
     assert says in told["not_whole"][what] and "Download the file again" in told["not_whole"][what]
 
 
+def test_a_model_of_full_width_whose_file_may_lack_its_end_is_told_apart(told):
+    end = told["without_an_end"]
+    assert end["60"] == end["toy"] == "" and "59 of 60 transformer_blocks" in end["59"] and "download it again" in end["59"]
+
+
 def test_running_out_of_memory_once_is_survived_and_nothing_sticks(told):
     assert told["refusals"]["memory once"] is True
     assert told["refusals"]["after all that"] == NOTHING
