@@ -35,6 +35,7 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training" / "engines")]
+import bf16_in_fp32  # noqa: E402
 import conftest  # noqa: E402, F401 - gives the pack its name
 import peft_tiny  # noqa: E402
 from comfyui_flenwheel.flywheel.editors.qwen import latents, load, memory  # noqa: E402
@@ -48,6 +49,11 @@ RESULT = Path(__file__).parent / "results" / "train_qwen.md"
 PLAIN, KEPT = "plain diffusers and PEFT", "ours, full precision, nothing computed twice"
 WAYS = ("ours, nf4", "ours, int8", "ours, full precision", KEPT, PLAIN, "plain, with checkpointing", "public trainer's flow")
 ALIKE = {KEPT: "ours, full precision", "plain, with checkpointing": PLAIN}  # learn the same, since only what is kept in memory differs
+ROUNDED = (
+    "This processor has no instructions for bf16, and PyTorch would take a hundred times longer there for some of its products: in every way alike they",
+    "are computed in fp32 and rounded ([bf16_in_fp32.py](../../tests/training/engines/bf16_in_fp32.py)).",
+    "",
+)
 LEARNING_STEPS, RATE = 300, 2e-3
 TIMED_STEPS = 5
 
@@ -58,6 +64,7 @@ def main() -> None:
     parser.add_argument("--what", choices=tuple(MEASURES), default="time")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    bf16_in_fp32.begin()
     if options.one:
         with tempfile.TemporaryDirectory() as place:
             print(json.dumps(MEASURES[options.what](options.one, Path(place))))
@@ -307,6 +314,7 @@ def _report(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         "measured alike for all, at the noise levels the model is used at. Ways that differ only in what is computed twice learn the same (for ours a",
         "test holds that) and are measured once.",
         "",
+        *(ROUNDED if bf16_in_fp32.is_needed() else ()),
         "Checkpointing computes each block's forward pass twice: compare ways that do so alike. On a CPU ours computes in fp32, on a card in bf16; the",
         "public flow holds everything in bf16, which is why it takes less memory here, and its LoRA too, which is part of why it learns less.",
         "",

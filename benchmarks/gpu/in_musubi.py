@@ -94,6 +94,10 @@ if CUDA and task["cap"]:
     torch.cuda.set_per_process_memory_fraction(min(1.0, task["cap"] * 2**30 / torch.cuda.get_device_properties(0).total_memory))
 if not CUDA:
     torch.set_num_threads(1)
+    sys.path.append(str(Path(__file__).parents[2] / "tests" / "training" / "engines"))
+    import bf16_in_fp32
+
+    bf16_in_fp32.begin()
 caches()
 if not Path(task["base"]).is_file():
     base(Path(task["base"]))

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..conftest import training_set
+from . import bf16_in_fp32
 from .conftest import PROMPT, changed, edit_job, inside, lay, own_python, pairs, posix, seen, spec_for, started_by_hand, until
 from .test_musubi import spec_of
 
@@ -418,7 +419,8 @@ def test_only_the_bar_of_the_training_counts(line, progress):
 
 @pytest.fixture
 def without_a_card(tmp_path, monkeypatch):
-    """ai-toolkit itself, told two things about a card that is not there, since one of its other models asks for them while it is imported."""
+    """ai-toolkit itself, told two things about a card that is not there, since one of its other models asks for them while it is imported;
+    and bf16_in_fp32 beside it, for a processor without bf16 instructions."""
     root = os.environ.get("AITK_ROOT")
     if not root:
         pytest.skip("AITK_ROOT names no checkout of ai-toolkit with a Python of its own; stand-ins drew the samples")
@@ -431,9 +433,11 @@ def without_a_card(tmp_path, monkeypatch):
         "torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(warp_size=32)\n"
     )
     script.write_text(told + script.read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setenv("AITK_PYTHON", str(_launch.interpreter(Path(root), ai_toolkit.PYTHON)))
+    python = _launch.interpreter(Path(root), ai_toolkit.PYTHON)
+    monkeypatch.setenv("AITK_PYTHON", str(python))
     monkeypatch.setenv("AITK_ROOT", str(copy))
-    return copy
+    with bf16_in_fp32.put_into(python):
+        yield
 
 
 def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, tmp_path, without_a_card, monkeypatch):

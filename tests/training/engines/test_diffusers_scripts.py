@@ -13,6 +13,7 @@ from comfyui_flenwheel.training.errors import EngineNotInstalled
 from comfyui_flenwheel.training.job import Places
 
 from ..conftest import training_set
+from . import bf16_in_fp32
 from .conftest import changed, declared, edit_job, lay, own_python, parsed, posix, reads, seen, spec_for, started_by_hand, until
 from .test_musubi import spec_of
 
@@ -144,11 +145,19 @@ def test_words_and_lines():
     assert diffusers_scripts.read("Caching latents:  12%|█▏        | 60/500 [01:00<10:00,  1.20s/it]") is None
 
 
-def test_the_real_flux_script_trains_the_smallest_flux_and_goes_by_hand_too(project, tmp_path, monkeypatch):
-    """A whole run on the CPU with the real classes, and then as a person starts it: to one step more, from the state of the last."""
+@pytest.fixture
+def own_diffusers():
+    """Its checkout has a Python, in which bf16_in_fp32 lies beside it, for a processor without bf16 instructions."""
     root = os.environ.get("DIFFUSERS_ROOT")
     if not root or not any((Path(root) / name).is_dir() for name in ("venv", ".venv")):
         pytest.skip("DIFFUSERS_ROOT names no checkout of diffusers with a Python of its own; a stand-in ran instead")
+    with bf16_in_fp32.put_into(_launch.interpreter(Path(root), diffusers_scripts.PYTHON)):
+        yield
+
+
+@pytest.mark.usefixtures("own_diffusers")
+def test_the_real_flux_script_trains_the_smallest_flux_and_goes_by_hand_too(project, tmp_path, monkeypatch):
+    """A whole run on the CPU with the real classes, and then as a person starts it: to one step more, from the state of the last."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     from . import flux_tiny
 

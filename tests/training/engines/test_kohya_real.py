@@ -1,4 +1,8 @@
-"""sd-scripts itself, on the CPU, with random weights: SD_SCRIPTS_ROOT names a checkout with a Python of its own. Minutes, 1.5 GB of disk, 12 GB of RAM."""
+"""sd-scripts itself, on the CPU, with random weights: SD_SCRIPTS_ROOT names a checkout with a Python of its own. Minutes, 1.5 GB of disk, 12 GB of RAM.
+
+On a processor without bf16 instructions bf16_in_fp32 is laid into that Python while they run, or a step takes minutes;
+sd-scripts itself stays as it is.
+"""
 
 import dataclasses
 import json
@@ -14,6 +18,7 @@ from comfyui_flenwheel.training.engines import _kohya_family, _launch, kohya
 from comfyui_flenwheel.training.job import Places
 from safetensors import safe_open
 
+from . import bf16_in_fp32
 from .conftest import changed, gone, inside, parsed, reads, started_by_hand, tended, until
 from .in_comfyui import patched
 
@@ -38,8 +43,14 @@ def ask(*words):
     return inside(ROOT, _launch.interpreter(Path(ROOT), kohya.PYTHON), _launch.environment({}), INSIDE, *words)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_products():
+    with bf16_in_fp32.put_into(_launch.interpreter(Path(ROOT), kohya.PYTHON)):
+        yield
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory, quick_products):
     kept = os.environ.get("FLEN_FLUX_MODELS")  # they take a minute to make
     if kept:
         return Path(kept)

@@ -1,4 +1,8 @@
-"""musubi-tuner itself, on the CPU, with random weights: MUSUBI_ROOT names a checkout with a Python of its own. Some minutes and 1 GB of disk."""
+"""musubi-tuner itself, on the CPU, with random weights: MUSUBI_ROOT names a checkout with a Python of its own. Some minutes and 1 GB of disk.
+
+On a processor without bf16 instructions bf16_in_fp32 is laid into that Python while they run, or a step takes minutes;
+musubi-tuner itself stays as it is.
+"""
 
 import dataclasses
 import os
@@ -15,6 +19,7 @@ from comfyui_flenwheel.training import proof, run
 from comfyui_flenwheel.training.engines import _dataset, _kohya_family, _launch, musubi
 from safetensors import safe_open
 
+from . import bf16_in_fp32
 from .conftest import changed, edit_job, inside, parsed, reads, started_by_hand, tended, until
 from .in_comfyui import patched
 
@@ -37,8 +42,14 @@ def ask(*words):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_products():
+    with bf16_in_fp32.put_into(_launch.interpreter(Path(ROOT), musubi.PYTHON)):
+        yield
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory, quick_products):
     kept = os.environ.get("FLEN_MUSUBI_MODELS")  # they take a minute to make
     if kept:
         return Path(kept)
