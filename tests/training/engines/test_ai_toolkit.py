@@ -12,7 +12,7 @@ import pytest
 from comfyui_flenwheel.flywheel.images import open_image, png_bytes, write_whole
 from comfyui_flenwheel.training import job as jobs
 from comfyui_flenwheel.training import proof, run
-from comfyui_flenwheel.training.engines import _dataset, _launch, ai_toolkit
+from comfyui_flenwheel.training.engines import _ai_toolkit_config, _dataset, _launch, ai_toolkit
 from comfyui_flenwheel.training.errors import EngineNotInstalled
 from PIL import Image
 from safetensors import safe_open
@@ -292,7 +292,7 @@ def test_every_key_is_asked_for_by_the_real_source():
     root = os.environ.get("AITK_ROOT")
     if not root:
         pytest.skip("AITK_ROOT names no checkout of ai-toolkit; the list of its keys kept here was used instead")
-    real = ai_toolkit.keys_of(Path(root) / ai_toolkit.MARKER)
+    real = _ai_toolkit_config.keys_of(Path(root) / ai_toolkit.MARKER)
     assert all(set(keys) <= real[cls] for cls, keys in KNOWN.items())
     for kind, architecture in TRAINS:
         for options in OPTIONS:
@@ -400,7 +400,7 @@ def test_the_kept_keys_cover_what_is_written():
         for options in OPTIONS:
             spec = spec_of(architecture, engine="ai_toolkit", kind=kind, options=options)
             process = ai_toolkit.config(spec, "m", Path("/job"), Path("/data"), None)["config"]["process"][0]
-            for block, cls in ai_toolkit.CLASSES.items():
+            for block, cls in _ai_toolkit_config.CLASSES.items():
                 rows = process[block] if isinstance(process[block], list) else [process[block]]
                 assert {key for row in rows for key in row} <= set(KNOWN[cls])
 
@@ -444,7 +444,7 @@ def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, tmp
     """A whole run with the smallest Qwen-Image-Edit, and what our job sees of the samples and of the LoRA; then one step more, by hand."""
     from . import peft_tiny
 
-    monkeypatch.setattr(ai_toolkit, "SAMPLE_STEPS", 2)
+    monkeypatch.setattr(_ai_toolkit_config, "SAMPLE_STEPS", 2)
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     model = peft_tiny.model(tmp_path / "models" / "Qwen-Image-Edit-2509")
     layers = diffusers.QwenImageTransformer2DModel.from_pretrained(model / "transformer").named_modules()
