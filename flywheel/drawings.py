@@ -11,6 +11,7 @@ from .faces import Face
 from .instructions import drawing_asked_for, is_hand_made, photograph_asked_for
 from .project import STAGES, Project, laps
 
+ASSUMED = "Taken for photographs: no engine sees that a face is drawn, and the number of a drawn one means nothing."
 SAY_SO = (
     "If the character is drawn or stylised, say so: under kind in Identity References, or in the project's class noun (anime girl)."
     " Then nothing is scored and every image goes to your review."

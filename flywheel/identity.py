@@ -235,6 +235,11 @@ def compare(images: Sequence[Image.Image], references: Sequence[Image.Image], em
     return [_scored(f"image {number}", embedder.faces(image), known_faces) for number, image in enumerate(images, 1)]
 
 
+def not_compared(count: int, drawn: str) -> list[IdentityScore]:
+    """What `compare` gives for so many images of a drawn character, for the reason given: no number. No face engine is needed."""
+    return [IdentityScore(f"image {number}", "", Unseeing.name, "unverifiable", note=_drawn(drawn)) for number in range(1, count + 1)]
+
+
 def comparable_scores(project: Project, keys: Iterable[str], among: Iterable[str] | None = None) -> dict[str, IdentityScore]:
     """Scores of these images, by key, all by one engine against one reference set: the one that scored most of the images, and of several the
     newest. `among`: the images shown together, where `keys` are only some of them. An image that was scored only otherwise is left out.

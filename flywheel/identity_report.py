@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from .candidates import Shelf
 from .dataset import Dataset, ImageRecord
+from .drawings import ASSUMED
 from .errors import ImageError, ScoreMismatch
 from .faces import Face, prominent
 from .faces.measure import known
@@ -248,7 +249,7 @@ def _page(
     passed = sum(value >= threshold for value in values)
     several = sum(score.faces > 1 for score in scores.by_key.values())
     rule = "the nearest of" if references.rule == "best" else "the mean of"
-    names = f"Compared with {rule} {len(references.names)}: {', '.join(references.names)}."
+    names = f"Compared with {rule} {len(references.names)}: {', '.join(references.names)}. {ASSUMED}"
     compared = f"Compared with nothing, because the character is drawn: {references.drawn}." if references.drawn else names
     body = [
         f"<h1>{escape(title)}</h1>",

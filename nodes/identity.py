@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..flywheel import identity, identity_report, sifting
 from ..flywheel.dataset import Dataset
-from ..flywheel.drawings import SAY_SO, drawn_character
+from ..flywheel.drawings import ASSUMED, SAY_SO, drawn_character
 from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
 from ..flywheel.faces.unseeing import Unseeing
@@ -150,7 +150,10 @@ class IdentityScore(io.ComfyNode):
     def execute(cls, dataset: Dataset, references: sockets.References, drawn_styles: str = SCORED[0]) -> io.NodeOutput:
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces")
         scores = identity.score(dataset, references.faces, references.embedder, drawn_too=drawn_styles == SCORED[1], report=report.count)
-        text = "\n".join(_line(image.name, scores.by_key[image.key]) for image in dataset.images)
+        lines = [_line(image.name, scores.by_key[image.key]) for image in dataset.images]
+        if any(score.similarity is not None for score in scores.by_key.values()):
+            lines.append(f"{ASSUMED} {SAY_SO}")
+        text = "\n".join(lines)
         return io.NodeOutput(scores, text, ui=host.shown(text))
 
 
@@ -269,7 +272,7 @@ class IdentityReport(io.ComfyNode):
 
 class CompareFaces(io.ComfyNode):
     """Is it the same face? Compares images of any node with one or more reference images, here on this machine. Needs no project.
-    Photographed faces only: the number of a drawn one means nothing."""
+    Photographed faces only: the number of a drawn one means nothing, so say under kind if they are drawn."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -291,6 +294,14 @@ class CompareFaces(io.ComfyNode):
                     tooltip="What to do with an image that shows no face, or one that is turned away, tiny or blurred.",
                 ),
                 _engine(),
+                io.Combo.Input(
+                    "kind",
+                    options=list(KINDS),
+                    default=KINDS[0],
+                    optional=True,
+                    tooltip="Whom the images show. The engines learned faces from photographs and cannot tell that one is drawn. Of a drawn or stylised"
+                    " character nothing is compared: every image is one that cannot be measured. Compare Pictures says how alike whole pictures look.",
+                ),
             ],
             outputs=[
                 io.Float.Output("similarity", is_output_list=True, tooltip="0 to 1 for each image; -1 where it cannot be measured."),
@@ -303,14 +314,22 @@ class CompareFaces(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: torch.Tensor, reference: torch.Tensor, threshold: float, not_measurable: str, engine: str) -> io.NodeOutput:
+    def execute(
+        cls, images: torch.Tensor, reference: torch.Tensor, threshold: float, not_measurable: str, engine: str, kind: str = KINDS[0]
+    ) -> io.NodeOutput:
         shown, against = host.pictures(images), host.pictures(reference)
-        scores = identity.compare(shown, against, embedder(engine))
+        if kind == KINDS[1]:
+            scores = identity.not_compared(len(shown), "somebody said so in Compare Faces")
+        else:
+            scores = identity.compare(shown, against, embedder(engine))
         if not_measurable == UNMEASURED[0] and (
             unclear := [f"{score.image_key}: {score.note}" for score in scores if score.similarity is None]
         ):
             raise IdentityError("These images cannot be measured; leave them out, or set not_measurable to give -1:", unclear)
-        text = "\n".join(_line(score.image_key, score) for score in scores)
+        lines = [_line(score.image_key, score) for score in scores]
+        if any(score.similarity is not None for score in scores):
+            lines.append(f"{ASSUMED} If they are, set kind to {KINDS[1]!r}.")
+        text = "\n".join(lines)
         picture = host.tensor(contact_sheet(_tiles(against, shown, scores, threshold), title="Compare Faces"))
         values = [-1.0 if score.similarity is None else score.similarity for score in scores]
         return io.NodeOutput(values, [value >= threshold for value in values], picture, text, ui=host.shown(text, picture, cls))

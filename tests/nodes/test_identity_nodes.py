@@ -93,6 +93,8 @@ def test_identity_works_where_importing_face_recognition_ends_the_process(bare, 
     assert page.is_file() and page.name == "identity_report.html" and page.is_relative_to(bare.base)
     assert "Least alike" in page.read_text(encoding="utf-8")
     assert "different" in outcome.text("109")
+    for number, way in (("104", "say so: under kind in Identity References"), ("109", "set kind to 'a drawn or stylised character'")):
+        assert "Taken for photographs: " in outcome.text(number) and way in outcome.text(number), "what is assumed is said"
 
     again = comfy.run(bare.address, graph(photos, "bare", keep="the best of them, a number", amount=2))
     assert again.status == "success" and {"103", "104", "106"} <= again.cached, "another filter measures nothing"
@@ -102,7 +104,7 @@ def test_identity_works_where_importing_face_recognition_ends_the_process(bare, 
 def all_to_the_review(outcome, why) -> bool:
     """The graph runs to its end, and no image has a number."""
     assert outcome.status == "success", outcome.error
-    lines = outcome.text("104").splitlines()
+    lines = outcome.text("104").splitlines()  # nothing was taken for a photograph, so there is no line that says so
     assert lines and all(f"not measurable (drawn: {why}" in line for line in lines)
     assert outcome.text("105").startswith(f"0 at or above 0.60, 0 below, {len(lines)} not measurable, of {len(lines)}.")
     page = Path(outcome.text("106").rpartition("page: ")[2]).read_text(encoding="utf-8")
@@ -128,6 +130,20 @@ def test_what_cannot_be_said_is_not_said(bare, photos):
     assert outcome.status == "error" and "image 1: no face was found" in outcome.error
     nobody["109"]["inputs"]["not_measurable"] = "give -1"
     assert comfy.run(bare.address, nobody).status == "success"
+
+
+def test_drawn_faces_are_not_compared(bare, photos):
+    (bare.base / "input").mkdir(exist_ok=True)
+    for name in ("obama.jpg", "biden.jpg"):
+        shutil.copy(photos / name, bare.base / "input")
+    pair = {number: node for number, node in graph(photos, "bare").items() if number in ("107", "108", "109")}
+    pair["109"]["inputs"]["kind"] = "a drawn or stylised character"
+    outcome = comfy.run(bare.address, pair)
+    assert outcome.status == "error" and "image 1: drawn: somebody said so in Compare Faces" in outcome.error
+    pair["109"]["inputs"]["not_measurable"] = "give -1"
+    outcome = comfy.run(bare.address, pair)
+    assert outcome.status == "success" and outcome.text("109").startswith("image 1: not measurable (drawn: ")
+    assert "Taken for photographs" not in outcome.text("109")
 
 
 def test_a_drawn_character_goes_through_where_no_face_engine_is_installed(comfyui, photos, tmp_path):
