@@ -18,6 +18,7 @@ from .location import Unclear, names_a_place, without_metadata
 from .project import Stage
 from .quality import Figures, figures
 from .source_metadata import NAMED, figures_of, natural_order
+from .spare_memory import giving_back
 
 READERS, AHEAD = 2, 4  # threads that read photographs, and how many photographs they may be ahead: decoded, 12 megapixels are 36 MB
 PLACE_KEPT = "the copy still says where the photo was taken (GPS); to have it copied without, turn keep_place off and delete the copy"
@@ -98,7 +99,7 @@ def take_in(
     taken: dict[str, Taken] = {}  # by SHA-256
     refused: list[Refused] = []
     shelf = _Shelf(stage, entries)
-    with closing(_ahead(files, lambda path: _read(path, shelf, keep_place))) as photos:
+    with giving_back() as now_and_then, closing(_ahead(files, lambda path: _read(path, shelf, keep_place))) as photos:
         for number, (path, read) in enumerate(photos, 1):
             try:
                 photo = read.result()
@@ -109,6 +110,7 @@ def take_in(
                 refused.append(Refused(path.name, str(error)))
             except OSError as error:
                 refused.append(Refused(path.name, f"cannot be read: {error.strerror or error}"))
+            now_and_then()
             done(number)
     return sorted(taken.values(), key=lambda copy: natural_order(copy.path.name)), refused
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import IdentityError, ImageError
 from ..images import bytes_of, open_image
 from ..project import Project
+from ..spare_memory import giving_back
 from ..store import connect
 from . import Embedder, Face, ReadsFiles
 
@@ -50,13 +51,14 @@ def measure(project: Project, files: Mapping[str, Path], embedder: Embedder, *, 
         report(len(files) - len(missing), len(files))
     started: dict[Future[tuple[Face, ...]], str] = {}
     try:
-        with _reading(embedder) as begin:
+        with giving_back() as now_and_then, _reading(embedder) as begin:
             started = {begin(key, files[key]): key for key in missing}
             for finished in as_completed(list(started)):
                 _take(started.pop(finished), finished, fresh, problems)
                 if time.monotonic() - kept_at > KEPT_EVERY_S:
                     _keep(project, fingerprint, fresh, faces)
                     kept_at = time.monotonic()
+                now_and_then()
                 if report:
                     report(len(faces) + len(fresh) + len(problems), len(files))
     finally:
