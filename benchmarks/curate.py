@@ -53,8 +53,10 @@ def measured() -> Iterator[Spent]:
     spent, process, over = Spent(), psutil.Process(), threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.1):
+        while True:
             spent.memory.append(process.memory_info().rss / 1e6)
+            if over.wait(0.1):
+                return
 
     watcher = threading.Thread(target=watch)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -168,7 +170,7 @@ def report(count: int, curated: Curated, watched: Watched, first: Spent, second:
     )
     print(table)
     (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
-    (ROOT / "benchmarks" / "results" / "curate.md").write_text(table)
+    (ROOT / "benchmarks" / "results" / "curate.md").write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":
