@@ -153,6 +153,9 @@ _CARD_VIEW = re.compile(
 )
 _CARD_BODY = re.compile(r"\bshow the (full body [^,]+), ((?:front|side) view), ((?:[\w-]+ )+background)", re.IGNORECASE)
 _SAID_OF_VIEW = re.compile(r"(?:front|half-left|half-right|profile(?:-left|-right)?|side) view|seen (?:[\w-]+ ){0,16}[\w-]+", re.IGNORECASE)
+_GONE_ROUND = re.compile(
+    r"seen .*from (?:the (?:left|right|side|front)|behind)\b"
+)  # the camera: which side of the face is seen has changed
 _SAID_OF_FACE = re.compile(r"[\w-]+ expression|smiling|angry|sad", re.IGNORECASE)
 
 
@@ -173,7 +176,8 @@ def _card_caption(caption: str, prompt: str) -> str:
 def edited_caption(caption: str, prompt: str) -> str:
     """The caption that is true of the edited image.
 
-    The model card's prompts (view, expression, full body) replace what the caption says of these. Background, lighting and camera replace what the caption's later parts say of them, or are appended; a style rewrites the leading
+    The model card's prompts (view, expression, full body) replace what the caption says of these. Background, lighting and camera replace what the
+    caption's later parts say of them, or are appended; a camera that goes round the person replaces the view as well. A style rewrites the leading
     "photo of". The caption's first part, where token and class noun stand, keeps all other words. "other" changes nothing.
     """
     if on_card := _card_caption(caption, prompt):
@@ -189,7 +193,8 @@ def edited_caption(caption: str, prompt: str) -> str:
         "camera": seen_from(wish.value),
     }[wish.kind]
     first, *parts = [part.strip() for part in caption.rstrip(" .,").split(",")]
-    kept = [part for part in parts if not _SEGMENTS[wish.kind].fullmatch(part)]
+    outdated = _SAID_OF_VIEW if _GONE_ROUND.match(said) else _SEGMENTS[wish.kind]
+    kept = [part for part in parts if not outdated.fullmatch(part)]
     return ", ".join(part for part in (first, *kept, said) if part)
 
 

@@ -5,7 +5,8 @@ from comfyui_flenwheel.flywheel.instructions import Instruction, drawing_asked_f
 from hypothesis import given
 from hypothesis import strategies as st
 
-CAPTION = "photo of ohwx_char person, smiling, front view"
+FACE = "photo of ohwx_char person, smiling"
+CAPTION = f"{FACE}, front view"
 
 
 @pytest.mark.parametrize(
@@ -63,9 +64,9 @@ def test_every_bundled_prompt_is_understood() -> None:
         ("Change lighting to sunset, keep person identical", f"{CAPTION}, sunset lighting"),
         ("Keep the person identical, but make it look like oil painting", "oil painting of ohwx_char person, smiling, front view"),
         ("in the style of Van Gogh", "Van Gogh style picture of ohwx_char person, smiling, front view"),
-        ("Change camera angle to slightly left, maintain appearance", f"{CAPTION}, seen slightly from the left"),
+        ("Change camera angle to slightly left, maintain appearance", f"{FACE}, seen slightly from the left"),
         ("Change camera angle to higher, maintain appearance", f"{CAPTION}, seen slightly from above"),
-        ("<sks> back view low-angle shot close-up", f"{CAPTION}, seen from below and from behind and from close up"),
+        ("<sks> back view low-angle shot close-up", f"{FACE}, seen from below and from behind and from close up"),
         ("give her a red hat", CAPTION),
     ],
 )
