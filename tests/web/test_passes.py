@@ -77,7 +77,20 @@ def test_a_rule_of_a_script_is_told_apart_from_a_person(scored, new_tab):
     ledger.record(scored.project, [ledger.LabelEvent(scored.keys[0], "good", origin="policy", reviewer="likeness")])
     tab = shown(new_tab(scored.address))
     press(tab, ["f"])
-    assert "by a rule" in text(tab, ".card >> nth=0 >> .mark")
+    first = tab.locator(".card >> nth=0")
+    assert "Good by a rule" in first.get_attribute("aria-label") and first.locator(".mark").get_attribute("title") == "by a rule"
+    border = "getComputedStyle(document.querySelector('.card .mark')).borderTopStyle"
+    assert tab.evaluate(border) == "dashed", "seen at every size of the cards"
+    press(tab, ["Home", "Enter"])
+    assert text(tab, "#viewer-label") == "Good by a rule"
+    press(tab, ["Escape"])
+    press(tab, ["1"])  # a person who agrees has decided
+    all_saved(tab)
+    assert first.get_attribute("aria-label").startswith("Good,") and text(tab, "#undo-what") == "Undo “Good”"
+    assert ledger.labels(scored.project)[scored.keys[0]].origin == "person"
+    press(tab, ["u"])
+    all_saved(tab)
+    assert "Good by a rule" in first.get_attribute("aria-label") and tab.evaluate(border) == "dashed"
 
 
 def test_the_score_opens_its_evidence(scored, new_tab):

@@ -7,7 +7,7 @@ import { imageAddress } from "./api.mjs"
 import { button, element, icon } from "./dom.mjs"
 import { t } from "./lang.mjs"
 import { forget, load } from "./pictures.mjs"
-import { LABELS, reasonWord, similarityWords, wordFor } from "./words.mjs"
+import { LABELS, reasonWord, ruleWord, similarityWords, wordFor } from "./words.mjs"
 
 /** Narrowest card in px, and what its caption takes; a phone gets two in a row. */
 const SIZES = [
@@ -267,17 +267,19 @@ export class Grid {
 
   #mark(card, candidate) {
     if (!candidate) return
-    const { label, origin, reasons, prompt, name } = candidate
+    const { label, reasons, prompt, name } = candidate
     const { figure, word } = similarityWords(candidate)
-    const rule = !label || !origin || origin === "person" ? "" : origin === "folder" ? t("by folder") : t("by a rule")
+    const rule = ruleWord(candidate)
     const machine = candidate.suggestion && !label ? t("suggested: {label}", { label: wordFor(candidate.suggestion.label) }) : ""
-    const words = [wordFor(label), ...reasons.map(reasonWord), `${figure} ${word}`.trim(), machine, prompt || name].filter(Boolean).join(", ")
-    if (this.#said.get(card) === words + rule) return
-    this.#said.set(card, words + rule)
+    const words = [`${wordFor(label)} ${rule}`.trim(), ...reasons.map(reasonWord), `${figure} ${word}`.trim(), machine, prompt || name].filter(Boolean).join(", ")
+    if (this.#said.get(card) === words) return
+    this.#said.set(card, words)
     card.dataset.label = label ?? "undecided"
+    card.toggleAttribute("data-rule", Boolean(rule))
     card.setAttribute("aria-label", words)
     const mark = card.querySelector(".mark")
     mark.replaceChildren()
+    mark.title = rule
     if (label) mark.append(icon(label), element("span", { text: wordFor(label) }))
     if (rule) mark.append(element("small", { text: rule }))
   }

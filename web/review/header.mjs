@@ -149,7 +149,9 @@ export class Header {
     if (step.parts.length > 1) return t("{label} on {n} images", { label: wordFor(step.parts[0].after.label), n: step.parts.length })
     const { before, after } = step.parts[0]
     if (before.label !== after.label) return after.label ? wordFor(after.label) : t("Withdraw")
-    return before.note !== after.note ? t("Note") : before.reasons.join() !== after.reasons.join() ? t("Reason") : t("Answer")
+    if (before.note !== after.note) return t("Note")
+    if (before.reasons.join() !== after.reasons.join()) return t("Reason")
+    return JSON.stringify(before.answers) === JSON.stringify(after.answers) ? wordFor(after.label) : t("Answer")
   }
 
   /** What is saved within a blink is not worth a blink: words and colours follow a busy state only when it lasts. */

@@ -1,10 +1,10 @@
 /** What the page knows: the server's candidates with the verdicts that are still on their way laid over them. No DOM. */
 
 import { FIRST_VIEW, ORDERS, matcher } from "./filters.mjs"
-import { wantsReasons } from "./words.mjs"
+import { ruleWord, wantsReasons } from "./words.mjs"
 
 /** @typedef {import("./words.mjs").Candidate} Candidate @typedef {import("./words.mjs").Verdict} Verdict @typedef {import("./filters.mjs").View} View */
-/** What undo takes back at once: one verdict, or all that were given together. @typedef {{batch: string, parts: {key: string, before: Verdict, after: Verdict}[]}} Step */
+/** What undo takes back at once: one verdict, or all that were given together. @typedef {{batch: string, parts: {key: string, before: Verdict, after: Verdict, agrees?: boolean}[]}} Step `agrees`: with a rule, whose verdict becomes a person's */
 /** @typedef {{total: number, undecided: number, good: number, needs_correction: number, reject: number}} Counts */
 /** A step of an earlier visit, which only the server remembers. @typedef {{batch: string, count: number, label: import("./words.mjs").Label|null, name: string}} RemoteStep */
 
@@ -207,7 +207,7 @@ export class ReviewStore extends EventTarget {
       if (!candidate) return []
       const before = verdictOf(candidate)
       const why = wantsReasons({ label }) ? [...new Set([...candidate.reasons, ...reasons])] : []
-      return [{ key, before, after: { ...before, label, reasons: why, ...(answers && { answers }) } }]
+      return [{ key, before, after: { ...before, label, reasons: why, ...(answers && { answers }) }, agrees: Boolean(ruleWord(candidate)) }]
     })
     this.#decide(parts)
   }
@@ -303,7 +303,7 @@ export class ReviewStore extends EventTarget {
 
   /** @param {Step["parts"]} parts */
   #decide(parts) {
-    const changes = parts.filter(({ before, after }) => !same(before, after))
+    const changes = parts.filter(({ before, after, agrees }) => !same(before, after) || agrees)
     if (!changes.length) return
     const batch = this.#outbox.add(changes.map(({ key, after }) => ({ key, ...verdictOf(after) })))
     this.#done.push({ batch, parts: changes })

@@ -9,7 +9,7 @@ import { Look } from "./look.mjs"
 import { forget, load } from "./pictures.mjs"
 import { repairLine } from "./repair.mjs"
 import { listenToSwipes } from "./swipe.mjs"
-import { LABELS, reasonWord, wantsReasons, wordFor } from "./words.mjs"
+import { LABELS, reasonWord, ruleWord, wantsReasons, wordFor } from "./words.mjs"
 
 const AHEAD = 3 // candidates whose pictures are fetched in advance
 
@@ -95,7 +95,8 @@ export class Viewer {
     find("#viewer-place").textContent = t("{place} of {total}", { place: this.store.position + 1, total: this.store.view.length })
     for (const verdict of this.room.querySelectorAll(".verdict")) verdict.setAttribute("aria-pressed", String(verdict.dataset.label === candidate.label))
     this.room.dataset.label = candidate.label ?? "undecided"
-    find("#viewer-label").textContent = wordFor(candidate.label)
+    this.room.toggleAttribute("data-rule", Boolean(ruleWord(candidate)))
+    find("#viewer-label").textContent = `${wordFor(candidate.label)} ${ruleWord(candidate)}`.trim()
     const { suggestion, disagreement } = candidate
     find("#suggestion").hidden = !(suggestion && !candidate.label) && !disagreement
     find("#suggestion").textContent = disagreement ? t("You and the score disagree: {what}.", { what: disagreement }) : suggestion ? t("Suggested by the machine: {label}. {why}", { label: wordFor(suggestion.label), why: suggestion.why }) : ""
