@@ -1,47 +1,46 @@
 """Memory that threads have freed goes back to the system."""
 
-import gc
+import json
+import subprocess
 import sys
-import threading
 
-import psutil
 import pytest
 from comfyui_flenwheel.flywheel import spare_memory
 
-BLOCKS, BLOCK = 400, 64_000  # small enough that glibc takes them from a thread's pool
+# in a process of its own: in one that has run for long, a thread may be given a pool with room
+FRAGMENTED = """
+import importlib.util, json, sys, threading
+import psutil
 
+spec = importlib.util.spec_from_file_location("spare_memory", sys.argv[1])
+spare_memory = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(spare_memory)
+mb = lambda: psutil.Process().memory_info().rss / 1e6
+kept = []
 
-def _mb() -> float:
-    return psutil.Process().memory_info().rss / 1e6
+def work():
+    freed = []
+    for _ in range(400):
+        freed.append(bytearray(b"x" * 64_000))  # small enough that glibc takes it from the thread's pool
+        kept.append(bytearray(b"x" * 600))  # stays, and holds the pool
 
-
-def _fragmented() -> list[bytearray]:
-    """What is still in use after a thread has freed everything between."""
-    kept: list[bytearray] = []
-
-    def work() -> None:
-        freed = []
-        for _ in range(BLOCKS):
-            freed.append(bytearray(b"x" * BLOCK))
-            kept.append(bytearray(b"x" * 600))
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    worker.join()
-    gc.collect()
-    return kept
+before = mb()
+worker = threading.Thread(target=work)
+worker.start()
+worker.join()
+held = mb() - before
+with spare_memory.giving_back():
+    pass
+print(json.dumps([held, mb() - before]))
+"""
 
 
 def test_what_threads_have_freed_is_given_back():
     if not spare_memory._malloc_trim():
         pytest.skip("this C library is not glibc, and gives back by itself")
-    before = _mb()
-    kept = _fragmented()
-    held = _mb() - before
-    with spare_memory.giving_back():
-        pass
-    left = _mb() - before
-    assert len(kept) == BLOCKS and held > 15, "glibc keeps what was freed between pieces in use"
+    told = subprocess.run([sys.executable, "-c", FRAGMENTED, spare_memory.__file__], capture_output=True, text=True, check=True)
+    held, left = json.loads(told.stdout)
+    assert held > 15, "glibc keeps what was freed between pieces in use"
     assert left < held / 3
 
 
