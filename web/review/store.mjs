@@ -4,7 +4,7 @@ import { FIRST_VIEW, ORDERS, matcher } from "./filters.mjs"
 import { ruleWord, wantsReasons } from "./words.mjs"
 
 /** @typedef {import("./words.mjs").Candidate} Candidate @typedef {import("./words.mjs").Verdict} Verdict @typedef {import("./filters.mjs").View} View */
-/** What undo takes back at once: one verdict, or all that were given together. @typedef {{batch: string, parts: {key: string, before: Verdict, after: Verdict, agrees?: boolean}[]}} Step `agrees`: with a rule, whose verdict becomes a person's */
+/** What undo takes back at once: one verdict, or all that were given together. @typedef {{batch: string, parts: {key: string, before: Verdict, after: Verdict, agrees?: boolean}[]}} Step `agrees`: with what a rule or sorted files decided, which becomes a verdict given here */
 /** @typedef {{total: number, undecided: number, good: number, needs_correction: number, reject: number}} Counts */
 /** A step of an earlier visit, which only the server remembers. @typedef {{batch: string, count: number, label: import("./words.mjs").Label|null, name: string}} RemoteStep */
 

@@ -25,7 +25,7 @@ export const LABELS = [
 /** @param {Label|null|undefined} label */
 export const wordFor = (label) => t(LABELS.find((known) => known.label === label)?.word ?? mark("Undecided"))
 
-/** Who decided where it was no person; empty for a person's verdict. @param {Pick<Candidate, "label"|"origin">} candidate */
+/** By what it was decided where not by a person in the review: a rule, or files sorted by hand; else empty. @param {Pick<Candidate, "label"|"origin">} candidate */
 export const ruleWord = ({ label, origin }) => (!label || !origin || origin === "person" ? "" : origin === "folder" ? t("by folder") : t("by a rule"))
 
 /** @param {{label: Label|null}} verdict */
