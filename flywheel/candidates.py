@@ -70,6 +70,13 @@ class Shelf:
         """Whether the image of this request is there."""
         return request_key in self.files
 
+    def is_whole(self, request_key: str) -> bool:
+        """Whether the file still lies where it was last seen, with all its bytes."""
+        try:
+            return self.files[request_key].stat().st_size == self.lineages[request_key].bytes
+        except FileNotFoundError:
+            return False
+
     def strangers(self) -> list[Path]:
         """Images in the label folders that nothing here has made: a person put them there."""
         known = set(self.files.values())

@@ -76,9 +76,11 @@ class Desk:
             self._catch_up()
 
     def inspect(self) -> None:
-        """Look at every file, and walk only if one is not what it was, so that no verdict waits for the look."""
+        """Look at every file, and walk only if one is not what it was, so that no verdict waits for the look. Verdicts given meanwhile move files."""
         self.catch_up()
-        if Shelf(self.stage).files != self.shelf.files:
+        seen, known = Shelf(self.stage).files, self.shelf.files
+        moved = [key for key, path in list(known.items()) if seen.get(key) != path]
+        if seen.keys() - known.keys() or not all(self.shelf.is_whole(key) for key in moved):
             self.refresh()
 
     def decide(self, events: Sequence[LabelEvent], *, batch: str = "") -> Decided:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from comfyui_flenwheel.flywheel import ledger, review, store
+from comfyui_flenwheel.flywheel import candidates, ledger, review, store
 from comfyui_flenwheel.flywheel.candidates import Shelf, adopt
 from comfyui_flenwheel.flywheel.desk import Desk
 from comfyui_flenwheel.flywheel.errors import DatasetError
@@ -143,6 +143,22 @@ def test_a_look_at_every_file_walks_only_where_one_is_another(desk, monkeypatch)
     assert not desk.missing() and desk.turns == turns
     desk.inspect()
     assert [name for _, name, _ in desk.missing()] == [path.name] and desk.turns == turns + 1
+
+
+def test_verdicts_given_during_a_look_at_every_file_do_not_make_it_walk(desk, monkeypatch):
+    listed = candidates.files_in
+
+    def meanwhile(folder):
+        found = listed(folder)
+        if folder == desk.stage.folder / candidates.TRIES:  # the last one: all others are read
+            give(desk, "good", 0)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "files_in", meanwhile)
+        patch.setattr(desk, "_walk", lambda: pytest.fail("walked under the guard, while a person decided"))
+        desk.inspect()
+    assert folders(desk)[0] == "good"
 
 
 def test_an_empty_stage_has_a_review_of_nothing(project):
