@@ -24,6 +24,16 @@ def graph(request, server, new_tab):
     return tab
 
 
+AT_REST = """() => { // timers wait until go(), so that nothing here depends on how fast the machine is
+    const [start, waiting] = [window.setTimeout, []]
+    window.setTimeout = (...timer) => (waiting.push(timer), -1)
+    window.go = () => {
+        window.setTimeout = start
+        for (const timer of waiting) start(...timer)
+    }
+}"""
+
+
 def gate_of(graph, reviewed):
     graph.evaluate(ADD_GATE)
     state = {"project": reviewed.project.folder_name, "stage": "enriched", "version": "v1", "counts": {"total": 12, "undecided": 12}}
@@ -46,11 +56,27 @@ def test_the_gallery_on_the_gate_takes_verdicts_and_no_key_reaches_the_graph(gra
     before = graph.evaluate("() => JSON.stringify(app.graph.serialize().nodes.map((node) => [node.pos, node.flags, node.mode]))")
     for key in ["1", "ArrowRight", "3", "2", "u", "Control+z", "y", "r", "p", "h", "w", "m", "Control+v", "Delete"]:
         graph.keyboard.press(key)
-    graph.wait_for_function("document.querySelector('.flw.compact .saving-compact').textContent === ''")
+    graph.wait_for_function("document.querySelector('.flw.compact .saving-compact').dataset.state === 'saved'")
     graph.wait_for_function("document.querySelector('.flw.compact .counts').textContent === '10 of 12 to decide'")
     assert reviewed.labels()[:4] == ["good", None, "reject", None]
     after = graph.evaluate("() => JSON.stringify(app.graph.serialize().nodes.map((node) => [node.pos, node.flags, node.mode]))")
     assert before == after and graph.evaluate("() => app.canvas.read_only") is False
+
+
+def test_the_gallery_says_saving_of_what_lasts_and_does_not_flicker(graph, reviewed):
+    gate_of(graph, reviewed)
+    held = []
+    graph.route("**/labels", lambda route: held.append(route))
+    graph.evaluate(AT_REST)
+    graph.focus(".flw.compact .sink")
+    graph.keyboard.press("1")
+    graph.wait_for_function("document.querySelector('.flw.compact .saving-compact').dataset.state === 'busy'")
+    assert graph.evaluate("document.querySelector('.flw.compact .saving-compact').textContent") == ""
+    graph.evaluate("go()")
+    graph.wait_for_function("document.querySelector('.flw.compact .saving-compact').textContent === 'Saving 1'")
+    held[0].continue_()
+    graph.wait_for_function("document.querySelector('.flw.compact .saving-compact').textContent === ''")
+    assert reviewed.labels()[0] == "good"
 
 
 def test_the_gallery_is_still_there_after_another_workflow_and_in_a_loaded_one(graph, reviewed):

@@ -92,7 +92,10 @@ export class CompactGallery {
     const { total, undecided, good, needs_correction: correct, reject } = store.counts
     this.counts.textContent = undecided ? t("{undecided} of {total} to decide", { undecided, total }) : t("All {total} decided: {good} good, {correct} to correct, {reject} rejected", { total, good, correct, reject })
     this.bar.style.width = `${(100 * (total - undecided)) / Math.max(1, total)}%`
-    this.saving.textContent = outbox.size ? (outbox.trouble ? t("{n} not saved yet", { n: outbox.size }) : t("Saving {n}", { n: outbox.size })) : ""
+    const n = outbox.size
+    const saving = { saved: "", busy: t("Saving {n}", { n }), away: t("{n} not saved yet", { n }) }[outbox.told]
+    this.saving.dataset.state = outbox.state
+    if (this.saving.textContent !== saving) this.saving.textContent = saving
     this.proceed.hidden = undecided > 0 || !total || outbox.size > 0
     const current = store.get(store.current)
     this.sink.setAttribute("aria-description", current ? `${current.name}, ${wordFor(current.label)}` : "")

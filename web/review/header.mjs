@@ -11,7 +11,6 @@ const LATE_MS = 100
 export class Header {
   #late = 0 // the timer after which the header is drawn in any case
   #drawn = -Infinity // when it was
-  #busy = 0 // the timer after which it is said that something is being saved
 
   /**
    * @param {import("./store.mjs").ReviewStore} store @param {import("./outbox.mjs").Outbox} outbox @param {import("./api.mjs").CandidateSet} set
@@ -154,19 +153,10 @@ export class Header {
     return JSON.stringify(before.answers) === JSON.stringify(after.answers) ? wordFor(after.label) : t("Answer")
   }
 
-  /** What is saved within a blink is not worth a blink: words and colours follow a busy state only when it lasts. */
   #saving() {
-    const { state } = this.outbox
-    const all = /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".saving"))
-    for (const saving of all) saving.dataset.state = state
-    if (state === "busy" && all[0].dataset.said === "saved") this.#busy ||= setTimeout(() => this.#tellSaving(), LATE_MS)
-    else this.#tellSaving()
-  }
-
-  #tellSaving() {
-    clearTimeout(this.#busy)
-    this.#busy = 0
-    const { size, state } = this.outbox
+    const { size, state, told } = this.outbox
+    for (const saving of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".saving"))) saving.dataset.state = state
+    if (told !== state) return // within a blink
     const words = { saved: t("All saved"), busy: t("Saving {n}", { n: size }), away: t("{n} not saved yet", { n: size }) }
     for (const saving of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".saving"))) {
       saving.dataset.said = state

@@ -11,6 +11,7 @@ import { t } from "./lang.mjs"
 
 const MOST = 5_000 // verdicts the server takes at once
 const BACKOFF_MS = [500, 1_000, 2_000, 4_000, 8_000]
+const BLINK_MS = 100
 
 /** Works in plain http too, where crypto.randomUUID does not. */
 const randomName = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(36)).join("")
@@ -29,6 +30,8 @@ export class Outbox extends EventTarget {
   #failures = 0
   #timer = 0
   #sending = false
+  #blink = 0 // the timer after which what is on its way lasts
+  #lasts = false
   #alone = 0 // parcels at the front that go one by one, because the server refused them together
   /** @type {Parcel[]} */
   #parcels = []
@@ -56,6 +59,11 @@ export class Outbox extends EventTarget {
   /** @returns {"saved"|"busy"|"away"} */
   get state() {
     return this.size ? (this.trouble ? "away" : "busy") : "saved"
+  }
+
+  /** As `state`, for words: what is saved within a blink is not worth a blink. @returns {"saved"|"busy"|"away"} */
+  get told() {
+    return this.state === "busy" && !this.#lasts ? "saved" : this.state
   }
 
   /** What is not acknowledged yet, oldest first, as verdicts laid over what the server says. @returns {LabelEvent[]} */
@@ -131,7 +139,19 @@ export class Outbox extends EventTarget {
       if (!(error instanceof DOMException)) throw error
       this.trouble = t("This browser keeps no data for the page. Leave the tab open until everything is saved.")
     }
+    this.#changed()
+  }
+
+  #changed() {
+    if (!this.size || this.trouble) this.#last(Boolean(this.size))
+    else if (!this.#lasts) this.#blink ||= setTimeout(() => (this.#last(true), this.dispatchEvent(new Event("change"))), BLINK_MS)
     this.dispatchEvent(new Event("change"))
+  }
+
+  #last(lasts) {
+    clearTimeout(this.#blink)
+    this.#blink = 0
+    this.#lasts = lasts
   }
 
   #schedule(delay) {
@@ -196,7 +216,7 @@ export class Outbox extends EventTarget {
     const said = error.status ? error.message : t("ComfyUI does not answer.")
     this.trouble = `${said} ${t("Your verdicts are kept in this browser and sent as soon as it is back. You can go on.")}`
     this.#schedule(wait)
-    this.dispatchEvent(new Event("change"))
+    this.#changed()
   }
 }
 
