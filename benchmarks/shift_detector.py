@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - gives the pack its name
 from comfyui_flenwheel.flywheel.editors import ControlRef, EditRequest, rehearsal  # noqa: E402
+from comfyui_flenwheel.flywheel.editors.rehearsal.pixels import number_of  # noqa: E402
 from comfyui_flenwheel.flywheel.images import open_image, size_for  # noqa: E402
 from comfyui_flenwheel.flywheel.instructions import parse  # noqa: E402
 from comfyui_flenwheel.flywheel.pair_doctor import Limits  # noqa: E402
@@ -84,8 +85,8 @@ def _edited(path: Path, photo: Image.Image, prompt: str, seed: int) -> tuple[Ima
     request = EditRequest(prompt, (ControlRef(path, "x"),), seed, width, height)
     wish = parse(prompt)
     started = open_image(path, at_least=max(width, height)).image
-    rng = np.random.default_rng([seed, rehearsal._number(wish.kind + wish.value.casefold())])
-    control = rehearsal._framed(started, request, rng)
+    rng = np.random.default_rng([seed, number_of(wish.kind + wish.value.casefold())])
+    control = rehearsal.framed(started, request, rng)
     with rehearsal.Rehearsal(spoil_rate=0.0).session() as edit:
         return control, edit(request, lambda *_: None).image
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from .editors._person import Face, cut_out, find_face
+from .editors.rehearsal.person import Face, cut_out, find_face
 from .errors import DatasetError, IdentityError
 from .faces import embedder
 from .images import SUFFIXES, open_image, png_bytes, write_whole

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel.editors import ControlRef
-from comfyui_flenwheel.flywheel.editors._person import cut_out, find_face
 from comfyui_flenwheel.flywheel.editors.rehearsal import Rehearsal
+from comfyui_flenwheel.flywheel.editors.rehearsal.person import cut_out, find_face
 from comfyui_flenwheel.flywheel.errors import EditorError, ImageError
 from comfyui_flenwheel.flywheel.identity import similarity
 from comfyui_flenwheel.flywheel.images import content_key, open_image, png_bytes, size_for
