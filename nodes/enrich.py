@@ -168,9 +168,11 @@ class PreviewFour(io.ComfyNode):
     def execute(cls, dataset: Dataset, prompts: PromptSet, editor: Editor, go_on: bool, base_seed: int, megapixels: float) -> io.NodeOutput:
         report = host.Reporter(cls.hidden.unique_id, f"Preview with {editor.name}")
         made = enrich.preview(dataset, prompts, editor, seed=base_seed, megapixels=megapixels, report=report)
-        sheet = host.tensor(stacked(pairs(made.dataset, made.dataset.images)))
+        sheet = stacked(pairs(made.dataset, made.dataset.images))
+        report.end_with(sheet)
         text = "\n".join([*made.notes, _rest(made), "Going on." if go_on else "Switch go_on and queue again to make the rest."])
-        return io.NodeOutput(prompts if go_on else ExecutionBlocker(None), sheet, text, ui=host.shown(text, sheet, cls))
+        shown = host.tensor(sheet)
+        return io.NodeOutput(prompts if go_on else ExecutionBlocker(None), shown, text, ui=host.shown(text, shown, cls))
 
 
 def _rest(made: enrich.Preview) -> str:

@@ -103,6 +103,11 @@ class Reporter:
         if self.node_id:
             PromptServer.instance.send_progress_text(self._line(progress), self.node_id)
 
+    def end_with(self, picture: Image.Image) -> None:
+        """Send the node's picture as its last preview: ComfyUI goes on showing the last preview where the picture should be."""
+        if self._bar:
+            self._bar.update_absolute(self._bar.total, preview=("JPEG", picture, None))
+
     def count(self, done: int, total: int) -> None:
         """For work that is only counted."""
         self(Progress(done, total, done, None))

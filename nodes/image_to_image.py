@@ -64,7 +64,7 @@ class ImageToImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: torch.Tensor, editor: Editor, prompt: str, base_seed: int, megapixels: float) -> io.NodeOutput:
-        pictures = host.pictures(images)
+        pictures, report = host.pictures(images), host.Reporter(cls.hidden.unique_id, f"Editing with {editor.name}")
         edited = image_edits.edit(
             pictures,
             prompts.parse(prompt),
@@ -72,14 +72,15 @@ class ImageToImage(io.ComfyNode):
             Path(folder_paths.get_output_directory()) / FOLDER,
             seed=base_seed,
             megapixels=megapixels,
-            report=host.Reporter(cls.hidden.unique_id, f"Editing with {editor.name}"),
+            report=report,
         )
         results = [open_image(path).image for _, _, path in edited.pairs]
         told = zip(edited.pairs[:SHOWN], results, strict=False)
-        shown = [before_after(pictures[number], result, prompt) for (number, prompt, _), result in told]
-        sheet = host.tensor(stacked(shown))
+        sheet = stacked([before_after(pictures[number], result, prompt) for (number, prompt, _), result in told])
+        report.end_with(sheet)
+        shown = host.tensor(sheet)
         text = "\n".join([f"{len(results)} edits of {host.counted(len(pictures), 'image')} in output/{FOLDER}", *summary(edited.run)])
-        return io.NodeOutput([host.tensor(result) for result in results], sheet, text, ui=host.shown(text, sheet, cls))
+        return io.NodeOutput([host.tensor(result) for result in results], shown, text, ui=host.shown(text, shown, cls))
 
     @classmethod
     def fingerprint_inputs(cls, **_: Any) -> str:

@@ -71,6 +71,7 @@ class ModelCard(io.ComfyNode):
         megapixels: float,
         references: sockets.References | None = None,
     ) -> io.NodeOutput:
+        report = host.Reporter(cls.hidden.unique_id, f"Model card of {editor.name}")
         made = modelcard.make(
             dataset,
             editor,
@@ -79,13 +80,14 @@ class ModelCard(io.ComfyNode):
             photo=photo,
             seed=base_seed,
             megapixels=megapixels,
-            report=host.Reporter(cls.hidden.unique_id, f"Model card of {editor.name}"),
+            report=report,
         )
         title = f"{dataset.project.name}: {made.passed} of {len(made.shots)} passed, {editor.name}"
         tiles = [_tile(made, shot) for shot in made.shots if shot.image]
-        sheet = host.tensor(contact_sheet(tiles, columns=5, cell_px=CELL_PX, title=title))
-        text = made.text()
-        return io.NodeOutput(made.images, sheet, made.passed, text, ui=host.shown(text, sheet, cls))
+        sheet = contact_sheet(tiles, columns=5, cell_px=CELL_PX, title=title)
+        report.end_with(sheet)
+        shown, text = host.tensor(sheet), made.text()
+        return io.NodeOutput(made.images, shown, made.passed, text, ui=host.shown(text, shown, cls))
 
 
 def _tile(made: modelcard.ModelCard, shot: modelcard.Shot) -> Tile:

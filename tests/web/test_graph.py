@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from PIL import Image
 
-from .pages import comfy_page, executed, post, text
+from .pages import comfy_page, executed, portrait, post, text
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 
@@ -52,6 +53,36 @@ def test_the_button_opens_the_review_of_this_gate(graph, reviewed):
     frame = graph.wait_for_selector("dialog.flw-room[open] iframe").content_frame()
     frame.wait_for_selector(".card")
     assert text(frame, "#project-name") == reviewed.project.name
+
+
+def test_a_node_that_showed_previews_ends_with_its_picture(graph, server):
+    """ComfyUI shows the last preview in the picture's place; it has to be the picture then."""
+    (server.base / "input").mkdir(exist_ok=True)
+    portrait(1).save(server.base / "input" / "previewed.png")
+    seed = 1 + graph.evaluate("() => Number(window.LiteGraph.vueNodesMode)")  # else the second renderer finds all made
+    edit = {
+        "images": ["1", 0],
+        "editor": ["2", 0],
+        "prompt": "Change the light to [golden hour|studio light]",
+        "base_seed": seed,
+        "megapixels": 0,
+    }
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "previewed.png"}},
+        "2": {"class_type": "FLEN_RehearsalEditor", "inputs": {"spoil_rate": 0.0, "seconds_per_image": 0.0}},
+        "3": {"class_type": "FLEN_ImageToImage", "inputs": edit},
+    }
+    graph.evaluate("(prompt) => app.loadApiJson(prompt, 'edits')", prompt)
+    graph.evaluate("() => app.queuePrompt(0)")
+    graph.wait_for_function("app.nodeOutputs['3']?.images")
+    (sheet,) = graph.evaluate("() => app.nodeOutputs['3'].images")
+    with Image.open(server.base / "temp" / sheet["filename"]) as saved:
+        size = saved.size
+    assert size[1] > size[0], "two pairs, one below the other"
+    graph.wait_for_function(
+        "([width, height]) => { const [shown] = app.graph.getNodeById(3).imgs ?? []; return shown?.naturalWidth === width && shown.naturalHeight === height }",
+        arg=list(size),
+    )
 
 
 def test_nothing_of_it_is_saved(graph, reviewed):
