@@ -79,9 +79,7 @@ No route names a path or starts a process. Work on files runs in threads, so tha
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
-from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -95,13 +93,13 @@ from server import PromptServer
 from ..flywheel import evidence, ledger, repair, review, views
 from ..flywheel.desk import Decided, Desk
 from ..flywheel.errors import DatasetError
-from ..flywheel.ledger import PASSES, LabelEvent, Pass, Position, Step
+from ..flywheel.ledger import PASSES, Pass, Position, Step
 from ..flywheel.project import Project, Stage
 from . import caption_routes, desks, host, picture_routes, repair_routes, spread_routes
 from .http import FRESH, Conflict, NotFound, guarded, json_body, packed, problem, project_of, stage_of
+from .verdict_requests import MAX_NAME, batch_of, events_of, number_of, pass_of, position_of, text_of
 
 WEB = Path(__file__).parent.parent / "web"
-MAX_EVENTS, MAX_NOTE, MAX_NAME = 20_000, 2_000, 100
 MANY_HEADS = 10
 TOLD = 200  # changed items sent along with an event; beyond, the page asks for them
 REVIEW = "/flenwheel/review/{project}/{stage}/{version}"
@@ -182,9 +180,9 @@ async def _page_file(request: web.Request) -> web.StreamResponse:
 
 
 async def _items(request: web.Request) -> web.Response:
-    stage, during, query = stage_of(request), _pass(request.query.get("pass")), request.query
+    stage, during, query = stage_of(request), pass_of(request.query.get("pass")), request.query
     blind = query.get("blind", "") not in ("", "0") or during == "repeat"
-    since, head = _position(query.get("since")), _number(query.get("head"))
+    since, head = position_of(query.get("since")), number_of(query.get("head"))
     walk = since is None and not head and query.get("walk") != "0"
     reviewer = query.get("reviewer", "")
     told = partial(_described, stage, during, reviewer, blind=blind, since=since, head=head, walk=walk)
@@ -333,7 +331,7 @@ async def _coverage(request: web.Request) -> web.Response:
 
 async def _label(request: web.Request) -> web.Response:
     stage, body = stage_of(request), await json_body(request)
-    events, during, reviewer = _events(body), _pass(body.get("pass")), str(body.get("reviewer", ""))
+    events, during, reviewer = events_of(body), pass_of(body.get("pass")), str(body.get("reviewer", ""))
     desk = desks.desk_of(stage)
     if body.get("preview"):
         changes, left = await asyncio.to_thread(desk.preview, events)
@@ -341,14 +339,14 @@ async def _label(request: web.Request) -> web.Response:
         return web.json_response({"would": would, "left_alone": left}, headers=FRESH)
 
     def store() -> dict[str, Any]:
-        return _told(desk, during, reviewer, desk.decide(events, batch=_batch(body)))
+        return _told(desk, during, reviewer, desk.decide(events, batch=batch_of(body)))
 
     return _spread(stage, during, await asyncio.to_thread(store))
 
 
 async def _turn(request: web.Request, *, undone: bool) -> web.Response:
     stage, body = stage_of(request), await json_body(request)
-    during, reviewer, batch = _pass(body.get("pass")), _text(body, "reviewer", MAX_NAME), _text(body, "batch", MAX_NAME)
+    during, reviewer, batch = pass_of(body.get("pass")), text_of(body, "reviewer", MAX_NAME), text_of(body, "batch", MAX_NAME)
     desk = desks.desk_of(stage)
 
     def turn() -> dict[str, Any]:
@@ -379,7 +377,7 @@ def _spread(stage: Stage, during: Pass, answer: dict[str, Any]) -> web.Response:
 
 async def _session(request: web.Request) -> web.Response:
     stage, body = stage_of(request), await json_body(request)
-    during, reviewer = _pass(body.get("pass")), _text(body, "reviewer", MAX_NAME)
+    during, reviewer = pass_of(body.get("pass")), text_of(body, "reviewer", MAX_NAME)
     left = {name: body[name] for name in ("key", "place", "filter") if name in body}
     await asyncio.to_thread(views.leave, stage, reviewer, during, left)
     return web.json_response({"session": views.stopped_at(stage, reviewer, during)}, headers=FRESH)
@@ -394,7 +392,7 @@ async def _save_view(request: web.Request) -> web.Response:
     chosen = body.get("filter")
     if not (chosen is None or isinstance(chosen, dict)):
         raise DatasetError('The body must be {"name": "…", "filter": {…}}; filter null deletes the view.')
-    saved = await asyncio.to_thread(views.save_view, project, _text(body, "name", MAX_NAME), cast("dict[str, Any] | None", chosen))
+    saved = await asyncio.to_thread(views.save_view, project, text_of(body, "name", MAX_NAME), cast("dict[str, Any] | None", chosen))
     return web.json_response({"views": saved}, headers=FRESH)
 
 
@@ -415,83 +413,3 @@ async def _continue(request: web.Request) -> web.Response:
         extra["client_id"] = asker
     server.prompt_queue.put((number, prompt_id, resume["prompt"], extra, outputs, {}))
     return web.json_response({"queued": prompt_id}, headers=FRESH)
-
-
-def _events(body: dict[str, Any]) -> list[LabelEvent]:
-    described, reviewer, origin = body.get("events"), body.get("reviewer", ""), body.get("origin", "person")
-    if (
-        not isinstance(described, list)
-        or not all(isinstance(event, dict) and isinstance(event.get("key"), str) for event in cast("list[Any]", described))
-        or not isinstance(reviewer, str)
-        or origin not in ("person", "policy")
-    ):
-        raise DatasetError('The body must be {"reviewer": "…", "events": [{"key": "…", "label": "good", "reasons": [], "note": ""}, …]}.')
-    told = cast("list[dict[str, Any]]", described)
-    if len(told) > MAX_EVENTS:
-        raise DatasetError(f"{len(told)} verdicts at once are too many; send at most {MAX_EVENTS}.")
-    if len(reviewer) > MAX_NAME:
-        raise DatasetError(f"The reviewer's name is longer than {MAX_NAME} characters.")
-    return [_event(event, reviewer, origin, _pass(body.get("pass"))) for event in told]
-
-
-def _event(described: dict[str, Any], reviewer: str, origin: Any, during: Pass) -> LabelEvent:
-    label, reasons, note, event_id = described.get("label"), described.get("reasons", []), described.get("note", ""), described.get("id")
-    answers = described.get("answers", {})
-    if (
-        not isinstance(reasons, list)
-        or not isinstance(note, str)
-        or len(note) > MAX_NOTE
-        or not (label is None or isinstance(label, str))
-        or not (event_id is None or (isinstance(event_id, str) and 0 < len(event_id) <= MAX_NAME))
-        or not (isinstance(answers, dict) and all(isinstance(answer, bool) for answer in cast("dict[str, Any]", answers).values()))
-    ):
-        raise DatasetError(
-            f"The verdict on {described['key']!r} needs a label or null, a list of reasons, a note of at most {MAX_NOTE} characters."
-            " Answers are true or false by question."
-        )
-    words = tuple(map(str, cast("Iterable[Any]", reasons)))
-    return LabelEvent(
-        described["key"],
-        cast("ledger.Label | None", label),
-        words,
-        note,
-        reviewer,
-        origin,
-        event_id=event_id,
-        during=during,
-        answers=answers,
-        batch=_batch(described),
-    )
-
-
-def _pass(name: Any) -> Pass:
-    if name in (None, ""):
-        return "first"
-    if name not in PASSES:
-        raise DatasetError(f"{name!r} is no pass: use {', '.join(PASSES)}.")
-    return name
-
-
-def _position(text: str | None) -> Position | None:
-    """A revision that was answered earlier; anything else asks for everything."""
-    found = re.fullmatch(r"(\d{1,18})\.(\d{1,18})", text or "")
-    return Position(int(found[1]), int(found[2])) if found else None
-
-
-def _number(text: str | None) -> int:
-    """A number that was asked for; 0 where there is none."""
-    return int(text) if text and re.fullmatch(r"\d{1,5}", text) else 0
-
-
-def _batch(body: dict[str, Any]) -> str:
-    batch = _text(body, "batch", MAX_NAME)
-    if batch.startswith("event-"):
-        raise DatasetError("A batch id may not begin with event-.")
-    return batch
-
-
-def _text(body: dict[str, Any], name: str, limit: int) -> str:
-    value = body.get(name) or ""
-    if not isinstance(value, str) or len(value) > limit:
-        raise DatasetError(f"{name} must be a text of at most {limit} characters.")
-    return value
