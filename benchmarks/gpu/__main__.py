@@ -4,7 +4,7 @@
     python benchmarks/gpu --rows 'ours/1-*' --list   which rows there are
     python benchmarks/gpu --tiny --device cpu        the same code on the tiny model, in some minutes
 
-Ours, diffusers with offloading and ComfyUI's stock graph make the same edits with a model of full size (random weights, nothing is downloaded) on a
+Ours (both engines), diffusers with offloading and ComfyUI's stock graph make the same edits with a model of full size (random weights, nothing is downloaded) on a
 card whose memory is capped at 24 GiB; the trainer takes steps, and so does musubi-tuner where MUSUBI_ROOT names it. Each row is a process of its own. Results are kept beside the page
 (benchmarks/results/gpu-<card>.json and .md) after every row; a row that failed is tried again, one that ran out of memory is not.
 """
@@ -26,7 +26,7 @@ from rows import WAYS, Row, chosen, rows
 
 HERE = Path(__file__).resolve().parent
 MODULES = {"ours": "ours", "diffusers": "peer_diffusers", "comfyui": "peer_comfyui", "train": "train", "musubi": "peer_musubi"}
-MODULES |= {"ceiling": "ceiling"}
+MODULES |= {"ours_comfyui": "ours_comfyui", "ceiling": "ceiling"}
 NO_CARD = (
     "There is no CUDA card that torch can use here, so nothing was measured. `--tiny --device cpu` runs the same code on the tiny model."
 )
@@ -142,7 +142,7 @@ def _one(row: Row, options: argparse.Namespace) -> int:
         torch.set_num_threads(1)
     options.place.mkdir(parents=True, exist_ok=True)
     way = WAYS[row.way]
-    more = {"comfyui": options.comfyui} if way.kind == "comfyui" else {}
+    more = {"comfyui": options.comfyui} if way.kind in ("comfyui", "ours_comfyui") else {}
     measure = importlib.import_module(MODULES[way.kind]).measure
     try:
         made = measure(row, Bench(device, options.tiny, cap, options.place), **way.options, **more)

@@ -21,7 +21,7 @@ class Way:
 
     @property
     def is_ours(self) -> bool:
-        return self.kind in ("ours", "train")
+        return self.kind in ("ours", "ours_comfyui", "train")
 
 
 WAYS: dict[str, Way] = {
@@ -35,11 +35,17 @@ WAYS: dict[str, Way] = {
     "diffusers-group-offload": Way("diffusers, bf16, group offload", "diffusers", {"offload": "group"}),
     "diffusers-nf4": Way("diffusers, nf4, model offload", "diffusers", {"offload": "model", "nf4": True}),
     "comfyui-stock": Way("ComfyUI's stock graph, fp8", "comfyui", {}),
+    "comfyui-static": Way("ComfyUI's stock graph, fp8, without dynamic VRAM", "comfyui", {"dynamic": False}),
+    "inside": Way("ours on ComfyUI's models, fp8", "ours_comfyui", {}),
+    "inside-static": Way("ours on ComfyUI's models, fp8, without dynamic VRAM", "ours_comfyui", {"dynamic": False}),
+    "inside-tables": Way("ours on ComfyUI's models, fp8, modulation tables", "ours_comfyui", {"dynamic": False, "tables": True}),
+    "inside-beside": Way("ours on ComfyUI's models, fp8, decoding beside the next image all the same", "ours_comfyui", {"check": True}),
     "train": Way("our QLoRA trainer", "train", {}),
     "musubi": Way("musubi-tuner, fp8 and blocks swapped", "musubi", {}),
 }
 TRAINERS = ("train", "musubi")  # kinds
-PEERS = ("diffusers-model-offload", "diffusers-group-offload", "diffusers-nf4", "comfyui-stock")
+PEERS = ("diffusers-model-offload", "diffusers-group-offload", "diffusers-nf4", "comfyui-stock", "comfyui-static")
+INSIDE = ("inside", "inside-static", "inside-tables")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,8 @@ def rows(*, tiny: bool) -> list[Row]:
         edits, sizes = [(2, 2)], (64 * 64 / 1e6,)
     made = [Row("ceiling")]
     made += [Row(way, *edit) for edit in edits for way in ("ours", *PEERS)]
+    made += [Row(way, *edit) for edit in edits if edit[0] == (2 if tiny else 1) for way in INSIDE]
+    made += [Row("inside-beside", *edits[0])]
     made += [Row(way, controls, 0, size) for size in sizes for controls in (EDIT_CONTROLS if not tiny else (1,)) for way in TRAINERS]
     made += [Row(way, *edit) for edit in edits for way in WAYS if way.startswith("ours-")]
     return [row for row in made if row.way != "ours-one-pass" or row.guidance > 1]  # else it is what `ours` is

@@ -57,13 +57,16 @@ def test_a_tiny_row_runs_in_a_process_of_its_own_and_is_not_run_again(tmp_path):
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize("rows", ["diffusers-model-offload/*", "comfyui-stock/*", "train/*"])
-def test_peers_and_trainer_run_in_the_same_command(rows, comfyui, tmp_path):
+@pytest.mark.parametrize("rows", ["diffusers-model-offload/*", "comfyui-st[ao]*", "inside*", "train/*"])
+def test_peers_trainer_and_our_other_engine_run_in_the_same_command(rows, comfyui, tmp_path):
     where = ("--tiny", "--device", "cpu", "--place", str(tmp_path / "place"), "--results", str(tmp_path), "--comfyui", str(comfyui))
     ran = run(*where, "--rows", rows)
-    (made,) = json.loads((tmp_path / "gpu-a-cpu-tiny-model.json").read_text()).values()
-    assert ran.returncode == 0 and made["seconds"] > 0 < made["peak"], (made, ran.stderr)
-    assert f"| {made['seconds']:.2f} |" in (tmp_path / "gpu-a-cpu-tiny-model.md").read_text()
+    results, page = json.loads((tmp_path / "gpu-a-cpu-tiny-model.json").read_text()), (tmp_path / "gpu-a-cpu-tiny-model.md").read_text()
+    assert ran.returncode == 0 and len(results) == {"comfyui-st[ao]*": 2, "inside*": 4}.get(rows, 1), (results, ran.stderr)
+    for made in results.values():
+        assert made["seconds"] > 0 < made["peak"] and f"| {made['seconds']:.2f} |" in page
+    if rows == "inside*":
+        assert "6 of 6 images are those made one after the other" in results["inside-beside/2-controls/2-steps"]["how"]
 
 
 def test_musubi_tuner_takes_a_tiny_step_in_the_same_command(tmp_path):
@@ -109,6 +112,7 @@ def test_the_page_says_how_far_the_goals_are_met(modules):
     every = rows.rows(tiny=False)
     assert len({row.name for row in every}) == len(every) > 70
     assert all(rows.Row("ours", controls, steps) in every for controls in (1, 2, 3) for steps in (4, 8, 40))
+    assert sum(row.way.startswith("inside") for row in every) == 3 * 3 + 1
     results = {
         "ceiling": {"flops": 100e12, "torch": "2"},
         "ours/1-controls/4-steps": {"seconds": 10.0, "peak": 20.0, "how": "resident, fp8"},
