@@ -22,6 +22,11 @@ from .comfy_loras import linear_size
 
 INNER = "diffusion_model"
 EMBEDDER, OUT = "time_text_embed", "norm_out"
+_STAGED = (
+    "_v",
+    "weight_lowvram_function",
+    "bias_lowvram_function",
+)  # what dynamic VRAM leaves on a layer: its page, and its LoRAs of that time
 
 
 class Tables:
@@ -102,6 +107,9 @@ def _ready(layers: nn.Module, path: str, model: Any) -> Iterator[None]:
             for attribute, value in ({"comfy_cast_weights": True} | wanted).items():
                 undo.callback(setattr, layer, attribute, getattr(layer, attribute))
                 setattr(layer, attribute, value)
+            for attribute in _STAGED:
+                if attribute in vars(layer):
+                    undo.callback(setattr, layer, attribute, vars(layer).pop(attribute))
         yield
 
 

@@ -27,6 +27,10 @@ sys.argv = ["main.py", "--cpu", "--base-directory", BASE]
 import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
+import comfy_aimdo.control  # noqa: E402
+
+if comfy_aimdo.control.init("cuda"):  # the library alone, before what binds to it is imported; its hooks need a card
+    comfy_aimdo.control.set_log_none()
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
@@ -148,25 +152,38 @@ def one(name, weight=1.0, when=lora.ALWAYS, style="diffusers", **how):
 # --- what is checked --------------------------------------------------------------------------------------------------------------------
 
 
-def same_as_the_stock_nodes(row="Qwen-Image-Edit-2511"):
-    """Same model, seed and prompt through ComfyUI's own nodes. The control is 384 x 384, so that the text encoder sees the same pixels."""
-    picture = Image.open(PHOTO).convert("RGB").resize((384, 384))
-    picture.save(Path(BASE) / "square.png")
+def same_as_the_stock_nodes(row="Qwen-Image-Edit-2511", model="2511", method="index_timestep_zero", count=1):
+    """Same model, seed and prompt through ComfyUI's own nodes. The controls are 384 x 384, so that the text encoder sees the same pixels. `method`: of
+    the node for reference latents, which ComfyUI's template of this model has or has not."""
+    pictures = [Image.open(PHOTO).convert("RGB").resize((384, 384)).rotate(90 * number) for number in range(count)]
+    for number, picture in enumerate(pictures):
+        picture.save(Path(BASE) / f"square{number}.png")
     size = (160, 160)
-    ours = pixels(editor(row), request(size=size, controls=(Path(BASE) / "square.png",)))
-    model = ModelSamplingAuraFlow().patch_aura(MODELS["2511"], qwen.models()[row].shift)[0]
-    model = CFGNorm.execute(model, 1.0).args[0]
-    latent = MODELS["vae"].encode(host.tensor(picture.resize(size, Image.Resampling.LANCZOS)))
+    ours = pixels(editor(row, model), request(size=size, controls=[Path(BASE) / f"square{number}.png" for number in range(count)]))
+    patched = ModelSamplingAuraFlow().patch_aura(MODELS[model], qwen.models()[row].shift)[0]
+    patched = CFGNorm.execute(patched, 1.0).args[0]
+    latents = [MODELS["vae"].encode(host.tensor(picture.resize(size, Image.Resampling.LANCZOS))) for picture in pictures]
+    values = {"reference_latents": latents, **({"reference_latents_method": method} if method else {})}
 
     def conditioning(prompt):
-        encoded = TextEncodeQwenImageEditPlus.execute(MODELS["clip"], prompt, image1=host.tensor(picture)).args[0]
-        values = {"reference_latents": [latent], "reference_latents_method": "index_timestep_zero"}
+        seen = {f"image{number}": host.tensor(picture) for number, picture in enumerate(pictures, 1)}
+        encoded = TextEncodeQwenImageEditPlus.execute(MODELS["clip"], prompt, **seen).args[0]
         return node_helpers.conditioning_set_values(encoded, values)
 
     positive, negative = conditioning("Change background to forest"), conditioning("")
-    out = nodes.common_ksampler(model, 1, 2, 2.0, "euler", "simple", positive, negative, {"samples": torch.zeros_like(latent)})[0]
+    out = nodes.common_ksampler(patched, 1, 2, 2.0, "euler", "simple", positive, negative, {"samples": torch.zeros_like(latents[0])})[0]
     decoded = MODELS["vae"].decode(out["samples"]).reshape(1, 160, 160, 3)
     return apart(ours, np.asarray(host.pictures(decoded)[0], dtype=np.int16))
+
+
+def every_row_and_count():
+    """The same of both Qwen rows and of one, two and three pictures."""
+    templates = {"2511": "index_timestep_zero", "2509": None}
+    return {
+        f"{version} {count}": same_as_the_stock_nodes(f"Qwen-Image-Edit-{version}", version, method, count)
+        for version, method in templates.items()
+        for count in (1, 2, 3)
+    }
 
 
 def later_model():
@@ -324,6 +341,34 @@ def refusals():
         "memory": refusal(lambda: make(runs_out(9))),
         "after all that": apart(pixels(editor()), BASELINE),
     }
+
+
+def memory_elsewhere():
+    """Memory runs out in the text encoder, while a photo is encoded, or while an image is decoded: once, and each time."""
+    told = {}
+    for name, owner, attribute in (
+        ("text encoder", type(MODELS["clip"]), "encode_from_tokens_scheduled"),
+        ("photo", comfy.sd.VAE, "encode"),
+        ("decoding", comfy.sd.VAE, "decode"),
+    ):
+        left = [0]
+
+        def full(*given, left=left, **named):
+            left[0] -= 1
+            if left[0] >= 0:
+                raise torch.cuda.OutOfMemoryError("simulated")
+            return known(*given, **named)
+
+        with instead(owner, attribute, full) as known:
+            left[0] = 1
+            made = make(editor())
+            left[0] = 99
+            told[name] = [
+                apart(np.asarray(made.image, dtype=np.int16), BASELINE),
+                made.notes["out_of_memory_once"],
+                refusal(lambda: make(editor())),
+            ]
+    return told
 
 
 def not_whole():
@@ -816,6 +861,47 @@ def tables():
     return told
 
 
+class Staged(comfy.model_patcher.ModelPatcherDynamic):
+    """ComfyUI's dynamic VRAM where there is no card, for which ComfyUI itself takes another class: models mapped from their files, and staged."""
+
+    def __new__(cls, *_, **__):
+        return object.__new__(cls)
+
+    def partially_unload(self, *_, **__):
+        return self.restore_loaded_backups()  # what it does beside giving pages of the card back
+
+
+def dynamic():
+    """What ComfyUI does by default on NVIDIA cards, but for the pages: layers stay in their file and are fetched when they are used. LoRAs come on with
+    the pages, so that only those on tabulated layers can be looked at here."""
+    if comfy_aimdo.control.lib is None:
+        return None
+    off, on = (comfy_engine.Options(steps=3, cfg=2.0, modulation_tables=tables) for tables in (False, True))
+    mods = {f"transformer_blocks.{n}.{stream}_mod.1": (6 * 64, 64) for n in range(2) for stream in ("img", "txt")}
+    timed = one("timed layers", style="ComfyUI", chosen=mods)
+    plain, with_lora = pixels(editor(options=off)), pixels(editor(options=off, loras=[timed]))
+    known, images = dict(MODELS), Kept()
+    with instead(comfy.model_patcher, "CoreModelPatcher", Staged), instead(comfy.memory_management, "aimdo_enabled", True):
+        MODELS.update(load())
+        layer = MODELS["2511"].model.diffusion_model.transformer_blocks[0].img_mod[1]
+        made = {
+            "kinds": [MODELS["2511"].is_dynamic(), MODELS["clip"].patcher.is_dynamic(), MODELS["vae"].patcher.is_dynamic()],
+            "from the file": hasattr(layer.weight.untyped_storage(), "_comfy_tensor_file_slice"),
+            "same": apart(pixels(editor()), BASELINE),
+            "tables": apart(pixels(editor(options=on)), plain),
+        }
+        make(editor(options=off, loras=[timed]))  # leaves that LoRA on the layers that are tabulated next
+        layer._v = "a page"
+        made["left"] = type(layer.weight_lowvram_function).__name__
+        made["lora in tables"] = apart(pixels(editor(options=on, loras=[timed])), with_lora)
+        made["effect"] = apart(plain, with_lora)[1]
+        made["page"] = vars(layer).pop("_v", "gone")
+        made["afterwards"] = [apart(pixels(editor(options=on)), plain), apart(pixels(editor()), BASELINE)]
+        run = render(three(), editor(), images)
+    MODELS.update(known)
+    return {**made, "batch": [run.made, len(run.failed)], "back": apart(pixels(editor()), BASELINE)}
+
+
 def flux():
     """Kontext and klein against ComfyUI's own nodes of the same size; a LoRA for FLUX fits, one for Qwen does not; Kontext takes one picture."""
     models = load_flux()
@@ -902,7 +988,7 @@ TOLD = qwen._data()
 MODELS = load()
 BASELINE = pixels(editor())
 CHECKS = (
-    same_as_the_stock_nodes,
+    every_row_and_count,
     styles,
     stacks,
     per_prompt,
@@ -911,6 +997,7 @@ CHECKS = (
     quantised,
     patched_elsewhere,
     refusals,
+    memory_elsewhere,
     not_whole,
     without_an_end,
     controls,
@@ -928,6 +1015,7 @@ CHECKS = (
     encoding_on_the_side,
     plans,
     tables,
+    dynamic,
     flux,
     later_model,
 )

@@ -27,8 +27,8 @@ def told(comfyui, photos, tmp_path_factory):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def test_an_edit_is_exactly_what_the_stock_nodes_make_of_the_same_size(told):
-    assert told["same_as_the_stock_nodes"] == NOTHING
+def test_an_edit_with_one_to_three_pictures_is_exactly_what_the_stock_nodes_make_of_the_same_size(told):
+    assert told["every_row_and_count"] == {f"{version} {count}": NOTHING for version in (2511, 2509) for count in (1, 2, 3)}
 
 
 def test_a_later_model_is_one_more_row_of_data(told):
@@ -133,6 +133,13 @@ def test_a_model_of_full_width_whose_file_may_lack_its_end_is_told_apart(told):
 def test_running_out_of_memory_once_is_survived_and_nothing_sticks(told):
     assert told["refusals"]["memory once"] is True
     assert told["refusals"]["after all that"] == NOTHING
+
+
+@pytest.mark.parametrize("where", ["text encoder", "photo", "decoding"])
+def test_memory_that_runs_out_beside_the_model_is_survived_once_and_explained_when_it_does_not_end(told, where):
+    same, noted, refused = told["memory_elsewhere"][where]
+    assert same == NOTHING and noted is True
+    assert "Out of memory at 128 x 160 px" in refused and "Lower megapixels" in refused
 
 
 def test_one_to_three_pictures_of_any_size_and_results_of_any_shape(told):
@@ -264,3 +271,14 @@ def test_modulation_tables_keep_a_third_of_the_weights_off_the_card_and_make_the
     assert tables["plan"] == [1.0, tables["share"], True]
     assert tables["afterwards"] == NOTHING == tables["after a failure"]
     assert "between those of its schedule" in tables["between"] and "Choose euler" in tables["between"]
+
+
+def test_dynamic_vram_as_far_as_it_goes_without_a_card_makes_the_same_images_in_order_and_through_tables(told):
+    """ComfyUI's own class and library, without the card's pages; a LoRA that it left on a layer is not counted twice."""
+    dynamic = told["dynamic"]
+    if dynamic is None:
+        pytest.skip("comfy-aimdo has no library for this system")
+    assert dynamic["kinds"] == [True] * 3 and dynamic["from the file"] and dynamic["batch"] == [3, 0]
+    assert dynamic["same"] == dynamic["back"] == NOTHING and dynamic["tables"][0] <= 1
+    assert dynamic["left"] == "LowVramPatch" and dynamic["lora in tables"][0] <= 1 and dynamic["effect"] > 1
+    assert dynamic["page"] == "a page" and dynamic["afterwards"][0][0] <= 1 and dynamic["afterwards"][1] == NOTHING
