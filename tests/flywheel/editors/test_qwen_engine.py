@@ -206,6 +206,17 @@ def test_a_second_run_needs_no_text_encoder(editor, photo):
     assert (pixels(make(editor, asked(photo)).image) == pixels(first.image)).all()
 
 
+def test_modulation_tables_are_kept_on_disk_by_model_and_schedule(tiny_2511, editor, photo):
+    def built(made_by):
+        with made_by.session() as edit:
+            edit(asked(photo), silent)
+            return edit.counts.loads.count("modulation")
+
+    others = (dataclasses.replace(editor, steps=5), dataclasses.replace(editor, model=str(tiny_2511.folder)))
+    assert [built(one) for one in (editor, editor, *others, editor, *others)] == [1, 0, 1, 1, 0, 0, 0]
+    assert len(list((editor.cache / "modulation").glob("*.safetensors"))) == 3
+
+
 def test_the_vision_tower_looks_once_at_a_photo_however_many_prompts_are_about_it(editor, photo, tmp_path):
     other, looks = control(tmp_path, "other.png", portrait().rotate(90).resize((96, 64))), []
     orders = [asked(one, prompt) for one in (photo, other) for prompt in ("Make it night", "Make it day", "Add a very large red hat")]
@@ -824,6 +835,14 @@ def test_a_lora_that_is_renamed_to_what_it_is_makes_other_images(editor, photo, 
     assert make(after, asked(photo)).notes["steps"] == 4
 
 
+def test_what_trades_something_for_speed_is_off_until_it_is_asked_for():
+    plain = QwenDiffusers()
+    off = {"guided_share": 1.0, "block_cache": 0.0, "control_megapixels": 0.0, "compile": False, "precision": "auto", "at_once": 1}
+    assert {name: getattr(plain, name) for name in off} == off
+    chosen = {kind for device in ("cpu", "cuda") for kind, _ in memory._precisions("auto", torch.device(device))}
+    assert "w8a8" not in chosen and "int8" not in chosen
+
+
 def test_wrong_options_are_told_all_at_once():
     with pytest.raises(EditorError, match=r"steps is -1.*guided_share is 2"):
         QwenDiffusers(steps=-1, guided_share=2.0)
@@ -895,6 +914,16 @@ def test_the_plan_fits_the_card_and_matches_what_was_counted(full_size, monkeypa
     assert f"peak about {plan.peak:.1f} GiB of {card * 0.97:.1f} GiB free" in str(plan)
     expected = {"as stored": 25.4, "fp8": 12.7, "nf4": 6.6}[precision]
     assert abs(plan.transformer - expected) < 0.2 and abs(plan.tables - 0.165) < 0.02
+
+
+def test_in_8_bits_all_parts_stay_on_24_gb_beside_a_text_encoder_of_4(full_size, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(memory, "free_gib", lambda device: 24 * 0.97)
+    how = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "rung": "auto", "tokens": 2 * 4096 + 220, "pixels": 2**20, "steps": 40}
+    for precision in ("fp8", "int8", "w8a8"):
+        plan = memory.plan(full_size, **how, precision=precision, batch=2)
+        assert (plan.rung, plan.precision, plan.text_precision) == ("resident", precision, "nf4") and plan.fits
+        assert plan.transformer == pytest.approx(12.7, abs=0.1) and plan.text_encoder < 6
 
 
 def test_what_comfyui_will_let_go_counts_as_free(full_size, monkeypatch):

@@ -258,6 +258,25 @@ def test_controls_are_the_mode_of_the_vae_as_the_pipeline_encodes_them(made, mod
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_the_words_are_where_the_editor_puts_them_and_not_where_diffusers_would(made, model):
+    """Right by test_qwen_numbers, which also tells when diffusers is."""
+    from comfyui_flenwheel.flywheel.editors.qwen import encode
+    from comfyui_flenwheel.training.engines.peft_qlora.families import read
+    from diffusers import QwenImageEditPlusPipeline
+
+    trained = training(made(data={"controls": 2}))
+    shown, pipeline = trained.shown[0], QwenImageEditPlusPipeline.from_pretrained(model, local_files_only=True)
+    pictures = [read(path, size) for path, size in zip(shown.example.controls, shown.sizes[1:], strict=True)]
+    ours = trained.family.encoded(shown, shown.example.caption).words["words"]
+    template = encode.template_of("QwenImageEditPlusPipeline")
+    right = encode.encode(pipeline.text_encoder, pipeline.processor, template, shown.example.caption, pictures)
+    with torch.no_grad():
+        seen = [one.resize(encode.seen_size(one)) for one in pictures]
+        wrong = pipeline.encode_prompt(prompt=shown.example.caption, image=seen, device="cpu")[0]
+    assert torch.allclose(ours, right, atol=1e-5) and ours.shape == wrong.shape
+    assert (ours - wrong).abs().max() > 1e-3
+
+
 def test_a_batch_is_as_good_as_its_examples_one_by_one(made):
     trained = training(made(batch_size=2, caption_dropout=0.5))
     chosen = trained.shown[:2]
