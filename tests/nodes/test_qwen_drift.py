@@ -82,24 +82,34 @@ def tries_of(server, name):
     return sorted(shelf.lineages.values(), key=lambda made: made.facts["attempt"]), shelf
 
 
-def test_an_edit_that_lost_the_face_is_tried_again_with_other_seeds_until_one_is_alike_or_n_are_through(tiny, copying, portrait, engine):
-    name = f"never alike {engine}"
-    outcome = comfy.run(tiny.address, graph(engine, name, portrait, "noisy", retries_on_drift=3, drift_threshold=1.0))
+def never_alike(server, portrait, engine, seed):
+    """Four tries of the edit, none of them alike enough, and how alike each is."""
+    name = f"never alike {engine} {seed}"
+    outcome = comfy.run(server.address, graph(engine, name, portrait, "noisy", retries_on_drift=3, drift_threshold=1.0, base_seed=seed))
     assert outcome.status == "success", outcome.error
     assert "1 images drifted below 1 and were tried again; 0 of them came back above it" in outcome.text(ENRICH)
-    tries, shelf = tries_of(tiny, name)
+    tries, shelf = tries_of(server, name)
     assert [made.facts["attempt"] for made in tries] == [0, 1, 2, 3] and len({made.facts["seed"] for made in tries}) == 4
     alike = [told["similarity"] for told in tries[0].facts["tries"]]
-    print(engine, alike)
+    print(engine, seed, alike)
     assert None not in alike, "the face is measurable in every try"
     best = alike.index(max(alike))
     kept = [shelf.folder_of(shelf.files[made.request_key]) for made in tries]
     assert kept == ["" if place == best else TRIES for place in range(4)], "the most alike is the candidate, and no other is thrown away"
+    return tries, alike, best
 
-    assert best > 0, "of these seeds the first is not the best"
+
+def test_an_edit_that_lost_the_face_is_tried_again_with_other_seeds_until_one_is_alike_or_n_are_through(tiny, copying, portrait, engine):
+    """With the first base seed of whose tries the first is not the best."""
+    for seed in range(8):
+        tries, alike, best = never_alike(tiny, portrait, engine, seed)
+        if best:
+            break
+    assert best, "the first of four tries is the best, eight times over"
     bound = (max(alike[:best]) + alike[best]) / 2
     name = f"alike in the end {engine}"
-    outcome = comfy.run(tiny.address, graph(engine, name, portrait, "noisy", retries_on_drift=3, drift_threshold=bound))
+    again = graph(engine, name, portrait, "noisy", retries_on_drift=3, drift_threshold=bound, base_seed=seed)
+    outcome = comfy.run(tiny.address, again)
     assert outcome.status == "success", outcome.error
     assert f"1 images drifted below {bound:g} and were tried again; 1 of them came back above it" in outcome.text(ENRICH)
     assert [made.facts["seed"] for made in tries_of(tiny, name)[0]] == [made.facts["seed"] for made in tries[: best + 1]], (
