@@ -335,6 +335,27 @@ def test_an_empty_file_among_the_photos_is_named_and_a_folder_of_nothing_else_re
     refused(tiny, lap(engine, f"empty {engine}", tmp_path), "empty.jpg", "0 bytes")
 
 
+def test_latents_are_taken_as_pictures_once_they_are_decoded_and_refused_before(tiny, few, engine):
+    """A LATENT into a socket for pictures is refused by ComfyUI, which names both kinds."""
+    graph = lap(engine, f"latents {engine}", few, Prompt_Set__sources="source_001*", Prompt_Set__prompts=CAMERA)
+    graph = {number: node for number, node in graph.items() if number not in ("9", PREVIEW, ENRICH, "13", "14", "15")}
+    edit = {"images": ["24", 0], "editor": [EDITOR, 0], "prompt": f"Make it night {engine}", "base_seed": 0, "megapixels": 0.02}
+    graph |= {
+        "5": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny_vae.safetensors"}},
+        "22": {"class_type": "EmptyImage", "inputs": {"width": 128, "height": 96, "batch_size": 1, "color": 0x806040}},
+        "23": {"class_type": "VAEEncode", "inputs": {"pixels": ["22", 0], "vae": ["5", 0]}},
+        "24": {"class_type": "VAEDecode", "inputs": {"samples": ["23", 0], "vae": ["5", 0]}},
+        "32": {"class_type": "FLEN_ImageToImage", "inputs": edit},
+    }
+    graph[EDITOR]["inputs"]["picture_2"] = ["24", 0]
+    outcome = comfy.run(tiny.address, graph)
+    assert outcome.status == "success" and "1 images made" in outcome.text("32"), outcome.error
+    edit["images"] = graph[EDITOR]["inputs"]["picture_2"] = ["23", 0]
+    errors = comfy.call(tiny.address, "/prompt", {"prompt": graph})[1]["node_errors"]
+    for number in ("32", EDITOR):
+        assert "received_type(LATENT) mismatch input_type(IMAGE)" in str(errors[number]), errors
+
+
 def test_an_image_without_pixels_is_refused_where_it_comes_in(tiny, few, engine):
     graph = lap(engine, f"no pixels {engine}", few)
     graph["22"] = {"class_type": "TinyNothing", "inputs": {"count": 1, "height": 0}}
@@ -393,26 +414,33 @@ def test_models_that_do_not_belong_together_are_all_named(tiny, few):
     )
 
 
-def test_models_of_comfyui_that_are_not_there_or_cannot_be_read_are_named(tiny, few):
-    """By ComfyUI's own checks and loaders, before anything is made; an empty part of a checkpoint by ours, see test_qwen_comfy."""
+def test_models_of_comfyui_that_are_not_there_are_named(tiny, few):
+    """By ComfyUI's own checks, before anything is made; an empty part of a checkpoint by ours, see test_qwen_comfy."""
     graph = lap(COMFY, "no models", few)
     graph["3"]["inputs"]["unet_name"] = "gone.safetensors"
     assert "gone.safetensors" in str(comfy.call(tiny.address, "/prompt", {"prompt": graph})[1]["node_errors"]["3"])
     del graph[EDITOR]["inputs"]["vae"]
     assert "vae" in str(comfy.call(tiny.address, "/prompt", {"prompt": graph})[1]["node_errors"][EDITOR])
-    folder = tiny.base / "models" / "diffusion_models"
+    assert not (tiny.base / "output" / "flenwheel" / "no_models").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "name", "widget"),
+    [
+        ("3", "diffusion_models", "tiny_2511", "Load_Diffusion_Model__unet_name"),
+        ("4", "text_encoders", "tiny_text_encoder", "Load_CLIP__clip_name"),
+        ("5", "vae", "tiny_vae", "Load_VAE__vae_name"),
+    ],
+)
+def test_a_damaged_model_file_stops_comfyuis_loader_whose_widget_names_it(tiny, few, number, kind, name, widget):
+    folder, whole = tiny.base / "models" / kind, next((tiny.base / "models").rglob(f"{name}.safetensors")).read_bytes()
     folder.mkdir(exist_ok=True)
-    for name, content in (
-        ("page", b"<html>not found</html>"),
-        ("half", next(tiny.base.rglob("tiny_2511.safetensors")).read_bytes()[:-1000]),
-    ):
-        (folder / f"{name}.safetensors").write_bytes(content)
-        outcome = comfy.run(tiny.address, lap(COMFY, "no models", few, Load_Diffusion_Model__unet_name=f"{name}.safetensors"))
-        assert "deserializing header" in outcome.error
-        assert [told["node_id"] for kind, told in outcome.messages if kind == "execution_error"] == ["3"], (
-            "the loader, whose widget names it"
-        )
-    assert not stage(tiny, "no models").folder.exists()
+    for damage, content in (("page", b"<html>not found</html>"), ("half", whole[:-1000])):
+        (folder / f"{damage}.safetensors").write_bytes(content)
+        outcome = comfy.run(tiny.address, lap(COMFY, "damaged", few, **{widget: f"{damage}.safetensors"}))
+        assert "deserializing header" in outcome.error, outcome.error
+        assert [told["node_id"] for kind, told in outcome.messages if kind == "execution_error"] == [number]
+    assert not stage(tiny, "damaged").folder.exists()
 
 
 @pytest.mark.parametrize(
