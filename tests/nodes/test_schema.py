@@ -1,11 +1,14 @@
 """What ComfyUI knows of the nodes: all of them there, all of them explained; and what importing the pack costs."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from comfyui_flenwheel.flywheel.editors.qwen_diffusers import QwenOptions
+from comfyui_flenwheel.flywheel.editors.rehearsal import Rehearsal
 
 from . import comfy
 
@@ -34,6 +37,16 @@ def test_every_node_and_every_input_and_output_is_explained(nodes):
         if len(node["description"]) < 40 or not node["category"].startswith("FLENwheel/"):
             dumb.append(name)
     assert dumb == []
+
+
+@pytest.mark.parametrize(("name", "options"), [("FLEN_QwenDiffusers", QwenOptions), ("FLEN_RehearsalEditor", Rehearsal)])
+def test_the_widgets_of_an_editor_are_its_engines_options(nodes, name, options):
+    """Written once, with their help, bounds and what they are when nobody touches them."""
+    shown = {field: told for kind in nodes[name]["input"].values() for field, (_, told) in kind.items()}
+    for field in [field for field in dataclasses.fields(options) if field.init]:
+        told = shown[field.name]
+        assert (told["default"], told["tooltip"]) == (field.default, field.metadata["help"]), field.name
+        assert {bound: told.get(bound) for bound in ("min", "max")} == {bound: field.metadata.get(bound) for bound in ("min", "max")}
 
 
 def test_the_readme_lists_every_node(nodes):
