@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench import GIB, ROOT, Bench, randomise, sparse
+from bench import GIB, ROOT, Bench, randomise, sparse, timed
 
 NO_COMFYUI = {"error": "not measured: give the folder of a ComfyUI with --comfyui or FLEN_COMFYUI"}
 
@@ -74,6 +75,15 @@ def loaded(bench: Bench) -> tuple[Any, Any, Any]:
             _own_memory(root)
         randomise(root)
     return model, clip, vae
+
+
+def timed_here(bench: Bench, act: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds, and the most GiB that torch held meanwhile; with dynamic VRAM at least what that counts in the end, weights included."""
+    import comfy.memory_management
+    import comfy_aimdo.control
+
+    seconds, peak = timed(bench.device, act)
+    return seconds, max(peak, comfy_aimdo.control.get_total_vram_usage() / GIB if comfy.memory_management.aimdo_enabled else 0.0)
 
 
 def _own_memory(root: torch.nn.Module) -> None:

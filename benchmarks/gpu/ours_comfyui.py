@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import in_comfyui
-from bench import Bench, timed
+from bench import Bench
 from portrait import control
 from rows import Row
 
@@ -27,7 +27,7 @@ def measure(
         return in_comfyui.NO_COMFYUI
     in_comfyui.start(bench, comfyui, dynamic=dynamic)
     from comfyui_flenwheel.flywheel import qwen
-    from comfyui_flenwheel.nodes import comfy_decode, comfy_engine
+    from comfyui_flenwheel.nodes import comfy_decode, comfy_engine, comfy_plan
 
     model, clip, vae = in_comfyui.loaded(bench)
     untouched = copy.deepcopy(vae.first_stage_model)  # by the memory manager, whose handles must not be copied
@@ -41,6 +41,7 @@ def measure(
         if not check:
             return {"seconds": seconds / count, "peak": peak, "how": how}
         comfy_decode.obstacle = lambda _: ""
+        comfy_plan.lack_of_room = lambda *_: ""
         comfy_decode._copied = lambda _, __: untouched.to(vae.vae_dtype)
         beside, peak, other, how = _measured(bench, editor, orders[1:])
     same = len(set(made) & set(other))
@@ -64,7 +65,7 @@ def _measured(bench: Bench, editor: Any, orders: list[Any]) -> tuple[float, floa
     images: list[tuple[str, bytes]] = []
     said = _Said()
     logging.getLogger("flenwheel").addHandler(said)
-    seconds, peak = timed(bench.device, lambda: images.extend(_made(editor, orders)))
+    seconds, peak = in_comfyui.timed_here(bench, lambda: images.extend(_made(editor, orders)))
     logging.getLogger("flenwheel").removeHandler(said)
     return seconds, peak, images, said.told or "each image is decoded while the next is made"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import in_comfyui
-from bench import Bench, timed
+from bench import Bench
 from rows import Row
 
 WARM = 2  # steps of the edit before the timed ones
@@ -37,5 +37,5 @@ def measure(row: Row, bench: Bench, *, comfyui: str = "", dynamic: bool = True) 
 
     edit(9, WARM)
     count = bench.images(row.steps)
-    seconds, peak = timed(bench.device, lambda: [edit(number) for number in range(count)])
+    seconds, peak = in_comfyui.timed_here(bench, lambda: [edit(number) for number in range(count)])
     return {"seconds": seconds / count, "peak": peak}

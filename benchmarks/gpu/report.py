@@ -24,7 +24,7 @@ def page(results: Results, rows: list[Row], *, card: str, cap: float, side: int,
         f" {best / 1e12:.2f} TFLOP/s{integers}. Made with `python benchmarks/gpu`.",
         "",
         "An edit is everything from prompt and photo to pixels, each with a new prompt; loading is left out. 4 and 8 steps are without guidance, 40 with."
-        " Peak is what torch held of the card. Share of the ceiling: the transformer's arithmetic in that time, against the products above.",
+        " Peak is what torch held of the card, in ComfyUI with its dynamic VRAM also what that held in the end. Share of the ceiling: the transformer's arithmetic in that time, against the products above.",
     ]
     edits = [row for row in rows if row.steps]
     for steps in dict.fromkeys(row.steps for row in edits):
