@@ -61,9 +61,8 @@ def obstacle(vae: Any) -> str:
     inner = vae.first_stage_model
     if type(vae) is not comfy.sd.VAE or "decode" in vars(vae):
         return "the VAE is another pack's"
-    if (
-        comfy.memory_management.aimdo_enabled or vae.patcher.is_dynamic()
-    ):  # any thread's allocation takes pages from the model at work, unlocked
+    if comfy.memory_management.aimdo_enabled or vae.patcher.is_dynamic():
+        # any thread's allocation takes pages from the model at work, unlocked
         return "ComfyUI moves weights while they are used (dynamic VRAM)"
     if comfy_words.patched(vae.patcher) or {"decode", "forward"} & set(vars(inner)):
         return "the VAE is patched"

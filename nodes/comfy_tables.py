@@ -22,11 +22,8 @@ from .comfy_loras import linear_size
 
 INNER = "diffusion_model"
 EMBEDDER, OUT = "time_text_embed", "norm_out"
-_STAGED = (
-    "_v",
-    "weight_lowvram_function",
-    "bias_lowvram_function",
-)  # what dynamic VRAM leaves on a layer: its page, and its LoRAs of that time
+# what dynamic VRAM leaves on a layer: its page, and its LoRAs of that time
+_STAGED = ("_v", "weight_lowvram_function", "bias_lowvram_function")
 
 
 class Tables:

@@ -79,7 +79,9 @@ class ImageToImage(io.ComfyNode):
         sheet = stacked([before_after(pictures[number], result, prompt) for (number, prompt, _), result in told])
         report.end_with(sheet)
         shown = host.tensor(sheet)
-        text = "\n".join([f"{len(results)} edits of {host.counted(len(pictures), 'image')} in output/{FOLDER}", *summary(edited.run)])
+        text = "\n".join(
+            [f"{host.counted(len(results), 'edit')} of {host.counted(len(pictures), 'image')} in output/{FOLDER}", *summary(edited.run)]
+        )
         return io.NodeOutput([host.tensor(result) for result in results], shown, text, ui=host.shown(text, shown, cls))
 
     @classmethod
