@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 import sys
 import threading
@@ -224,6 +225,28 @@ def test_a_helper_that_dies_costs_one_picture(dlib_engine, pictures):
         helpers_process.kill()
         ask("descriptors", [])
     assert len(engine.faces(pictures["obama"])) == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc reads these settings, and only Linux counts pages in /proc")
+def test_a_helper_keeps_the_memory_of_one_picture_for_the_next(dlib_engine, pictures, tmp_path):
+    engine = dlib_resnet.DlibResnet(dlib_engine._files, Helpers(dlib_engine._files, 1), dlib_engine.nets)
+    path = tmp_path / "obama.png"
+    pictures["obama"].resize((1024, 1024)).save(path)
+
+    def measured(times: int) -> int:
+        """Pages that the helper has been given when it has measured the file so often."""
+        for _ in range(times):
+            with engine.reading() as begin:
+                begin(content_key(path), path).result()
+        return _pages(engine._helpers._idle[0]._process.pid)
+
+    warm = measured(3)
+    assert measured(4) - warm < 4 * 1024 * 1024 // 4096, "not one byte for each pixel"
+
+
+def _pages(pid: int) -> int:
+    """How many pages of memory a process has been given since it began (minor faults, the tenth field)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 def test_where_no_process_can_be_started_faces_are_found_here(dlib_engine, pictures, monkeypatch):

@@ -1,6 +1,7 @@
 """What the HOG is asked, with dlib in this process."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,15 @@ def test_a_dlib_that_writes_its_detector_in_another_way_looks_at_everything(smal
     assert other._hog_of(4) is other._hog
     (cut,) = other.look(Picture(small_face, small_face.width)).cuts
     assert 80 < cut.box[2] - cut.box[0] < 143 and cut.found_by == "hog"
+
+
+def test_a_prepared_finder_has_read_all_that_it_needs(monkeypatch):
+    prepared = Finder(dlib, Path(engine()._files["points"]))
+    prepared.prepare()
+    monkeypatch.setattr(prepared, "_file", Path("no such file"))
+    monkeypatch.setattr(prepared, "_dlib", SimpleNamespace(rectangle=dlib.rectangle, get_face_chip=dlib.get_face_chip))
+    image = open_image(portraits()[2]).image
+    assert len(prepared.look(Picture(image, image.width)).cuts) == 1
 
 
 def face_of(finder, name):
