@@ -1,4 +1,4 @@
-"""What is drawn and no photograph, as far as words tell: no figure of a face does (docs/faces.md). The number of a drawn face means nothing."""
+"""What is drawn and no photograph, as far as words tell: the figures of a face tell it of a quarter of all drawings (docs/faces.md). The number of a drawn face means nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .faces import Face
 from .instructions import drawing_asked_for, is_hand_made, photograph_asked_for
 from .project import STAGES, Project, laps
 
-ASSUMED = "Taken for photographs: no engine sees that a face is drawn, and the number of a drawn one means nothing."
+ASSUMED = "Taken for photographs: of drawn faces only flat ones with outlines are noticed, and the number of a drawn one means nothing."
 SAY_SO = (
     "If the character is drawn or stylised, say so: under kind in Identity References, or in the project's class noun (anime girl)."
     " Then nothing is scored and every image goes to your review."

@@ -35,6 +35,7 @@ REVIEW = 0.55  # below it, 1 true image in 1,000
 MEAN_REACH = 0.97  # times the reach: a mean lies nearer to everybody, so two faces count as one person only at less distance
 RULES: tuple[Rule, ...] = ("best", "mean")
 WORDS = "; if its words mean something else, set drawn_styles of Identity Score"
+PHOTOGRAPH = "; if it is a photograph all the same, set drawn_styles of Identity Score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,8 @@ def score(
 ) -> Scores:
     """Similarity of every image to its nearest reference; faces that were measured before are not measured again.
 
-    An image that counts as drawn (see `drawings`) is unverifiable, unless with `drawn_too` somebody says that these words mean something
-    else: then it gets its number and a note. Of a drawn character nothing is measured.
+    An image that counts as drawn (see `drawings`), or whose face looks it, is unverifiable, unless with `drawn_too` somebody says that it is none:
+    then it gets its number and a note. Of a drawn character nothing is measured.
 
     A photograph that is a reference itself is compared with the other references, so that it does not vouch for itself. Where it is the
     only one it gets 1.0: it defines the character. `report(done, total)` is called on this thread; it may raise to stop, and what is
@@ -177,7 +178,7 @@ def score(
     by_key = {
         key: _unreadable(key, references, measured.problems[key])
         if key in measured.problems
-        else _scored(key, measured.faces[key], references)
+        else _scored(key, measured.faces[key], references, drawn_too=drawn_too)
         for key in files
     }
     drawn = {key: why for key, why in drawings(dataset.project).items() if key in by_key and by_key[key].state == "measured"}
@@ -214,7 +215,7 @@ def score_image(image: Image.Image, key: str, project: Project, references: Refe
 def compare(images: Sequence[Image.Image], references: Sequence[Image.Image], embedder: Embedder) -> list[IdentityScore]:
     """The score of each upright RGB image against reference images, all of them in memory; nothing is remembered.
 
-    Images are called "image 1" and "reference 1", in their order.
+    Images are called "image 1" and "reference 1", in their order. Somebody says that they are photographs: one that looks drawn gets a note.
 
     Raises:
         IdentityError: a reference does not show exactly one face, or the engine failed.
@@ -232,7 +233,7 @@ def compare(images: Sequence[Image.Image], references: Sequence[Image.Image], em
     names = tuple(f"reference {number}" for number in range(1, len(chosen) + 1))
     rows = tuple(tuple(float(number) for number in face.embedding) for face in chosen)
     known_faces = ReferenceSet(names, names, rows, embedder.fingerprint(), embedder.reach)
-    return [_scored(f"image {number}", embedder.faces(image), known_faces) for number, image in enumerate(images, 1)]
+    return [_scored(f"image {number}", embedder.faces(image), known_faces, drawn_too=True) for number, image in enumerate(images, 1)]
 
 
 def not_compared(count: int, drawn: str) -> list[IdentityScore]:
@@ -276,8 +277,8 @@ def agreed(references: ReferenceSet, embedder: Embedder) -> str:
     return fingerprint
 
 
-def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet) -> IdentityScore:
-    """The prominent face nearest to a reference decides; if that one cannot prove who it is, the image is unverifiable."""
+def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet, *, drawn_too: bool = False) -> IdentityScore:
+    """The prominent face nearest to a reference decides; if that one cannot prove who it is or looks drawn, the image is unverifiable."""
     seen = prominent(faces)
     if not seen:
         return IdentityScore(key, references.fingerprint, references.embedder, "no_face", note="no face was found")
@@ -285,8 +286,11 @@ def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet) -> Iden
     index = min(range(len(seen)), key=lambda index: near[index][0])
     if doubt := seen[index].doubt:
         return IdentityScore(key, references.fingerprint, references.embedder, "unverifiable", faces=len(seen), note=doubt)
+    look = seen[index].drawn_look
+    if look and not drawn_too:
+        return _refused(key, references, _drawn(look) + PHOTOGRAPH, len(seen))
     distance, matched = near[index]
-    return IdentityScore(
+    scored = IdentityScore(
         key,
         references.fingerprint,
         references.embedder,
@@ -296,6 +300,7 @@ def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet) -> Iden
         len(seen),
         matched,
     )
+    return _doubted(scored, look) if look else scored
 
 
 def _refused(key: str, references: ReferenceSet, note: str, faces: int = 0) -> IdentityScore:

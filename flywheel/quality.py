@@ -135,6 +135,8 @@ def assess(measured: Figures, faces: tuple[Face, ...] | None) -> PhotoQuality:
         doubtful.append("no face was found" if not seen else f"{len(seen)} faces (exactly 1 is wanted; {BACKGROUND}): crop the photo")
     if face and face.found_by == "cnn":
         doubtful.append(f"{face.doubt}: identity cannot be checked on this photo")
+    if face and face.drawn_look:
+        doubtful.append(f"it looks drawn: {face.drawn_look}")
     return PhotoQuality(
         measured.width,
         measured.height,

@@ -22,6 +22,7 @@ SAID_SO = (
     " you judge by eye. Compare Pictures says how alike whole pictures look."
 )
 WORDS = "; if its words mean something else, set drawn_styles of Identity References"
+PHOTOGRAPH = "; if it is a photograph all the same, set drawn_styles of Identity References"
 FEW = 3
 CHOSEN = 5  # references taken by themselves: 3 halve the error of 1, 5 halve it again; beyond, best-of-N lets strangers in
 ODD = 1.09  # times the reach: distance from every other reference at which a named one is pointed out
@@ -78,8 +79,8 @@ def choose_references(
     group of photographs that agree with each other is the character, and up to five of it that differ most are taken: best-of-N scoring
     gains little beyond five and lets more strangers in.
 
-    A picture that counts as drawn (see `drawings`) is none, unless with `drawn_too` somebody says that these words mean something else: then a note
-    tells it. Where the character itself may be drawn, a note or the error asks.
+    A picture that counts as drawn (see `drawings`), or whose face looks it, is none, unless with `drawn_too` somebody says that it is a photograph: then
+    a note tells it. Where the character itself may be drawn, a note or the error asks.
 
     Raises:
         IdentityError: a named photograph cannot be a reference, none can, or it is not clear which group is the character.
@@ -91,7 +92,7 @@ def choose_references(
     problems: list[str] = []
     for image in wanted:
         why = "" if drawn_too else drawn.get(image.key)
-        found = f"{image.name} is drawn: {why}{WORDS}" if why else _only_face(image, measured, named=bool(names))
+        found = f"{image.name} is drawn: {why}{WORDS}" if why else _only_face(image, measured, named=bool(names), drawn_too=drawn_too)
         if isinstance(found, str):
             problems.append(found)
         else:
@@ -103,7 +104,8 @@ def choose_references(
         raise IdentityError("No photo shows one clear face that could be the reference:", [*problems, asked or SAY_SO])
     chosen, odd = (usable, ()) if names else _agreeing(usable, embedder.reach)
     notes = _doubts(usable, embedder.reach) if names else [*map(str, odd), *(f"not used as a reference: {problem}" for problem in problems)]
-    notes += [f"{image.name} may be drawn: {drawn[image.key]}; taken because somebody said so" for image, _ in chosen if image.key in drawn]
+    told = {image.name: drawn.get(image.key) or face.drawn_look for image, face in chosen}
+    notes += [f"{name} may be drawn: {why}; taken because somebody said so" for name, why in told.items() if why]
     notes += [*_advice(chosen), *([asked] if asked else [])]
     return ReferenceSet(
         tuple(image.name for image, _ in chosen),
@@ -140,7 +142,7 @@ def calibrate(
     others: dict[str, float] = {}
     drawn = {} if drawn_too else drawings(dataset.project)
     for image in dataset.images:
-        face = _only_face(image, measured, named=False)
+        face = _only_face(image, measured, named=False, drawn_too=drawn_too)
         if isinstance(face, str) or image.key in drawn or references.keys == (image.key,):
             continue
         value = references.similarity(references.nearest(face.embedding, image.key)[0])
@@ -163,8 +165,9 @@ def _named(dataset: Dataset, names: Sequence[str]) -> list[ImageRecord]:
     return list(chosen.values())
 
 
-def _only_face(image: ImageRecord, measured: Measured, *, named: bool) -> Face | str:
-    """The face of a reference photograph, or why it cannot be one. A profile that only the CNN sees may be one if a person named it."""
+def _only_face(image: ImageRecord, measured: Measured, *, named: bool, drawn_too: bool) -> Face | str:
+    """The face of a reference photograph, or why it cannot be one. A profile that only the CNN sees may be one if a person named it. `drawn_too`: one
+    that looks drawn may be one."""
     if image.key in measured.problems:
         return measured.problems[image.key]
     seen = prominent(measured.faces[image.key])
@@ -175,6 +178,8 @@ def _only_face(image: ImageRecord, measured: Measured, *, named: bool) -> Face |
         return f"{image.name}: {len(seen)} faces, so it is not clear which one is meant; crop it"
     if main.doubt and not (named and main.found_by == "cnn"):
         return f"{image.name}: {main.doubt}"
+    if main.drawn_look and not drawn_too:
+        return f"{image.name} looks drawn: {main.drawn_look}{PHOTOGRAPH}"
     return main
 
 

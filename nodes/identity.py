@@ -29,7 +29,10 @@ KINDS = ("a photographed person", "a drawn or stylised character")
 SCORED = ("not scored", "scored all the same")
 TAKEN = ("not taken", "taken all the same")
 UNMEASURED = ("stop with an error", "give -1")
-DRAWN = "Images whose prompt, or whose source's prompt, asks for a drawing (in anime style, an oil painting of): the number of a drawn face means nothing, so"
+DRAWN = (
+    "Images whose prompt, or whose source's prompt, asks for a drawing (in anime style, an oil painting of), or whose face"
+    " looks drawn: the number of a drawn face means nothing, so"
+)
 
 
 def _scores() -> io.Input:
@@ -80,10 +83,13 @@ class IdentityReferences(io.ComfyNode):
                     options=list(KINDS),
                     default=KINDS[0],
                     optional=True,
-                    tooltip="The engines learned faces from photographs. What they say of a drawn face means nothing, and they cannot tell that it is"
+                    tooltip="The engines learned faces from photographs. What they say of a drawn face means nothing, and they seldom see that it is"
                     " drawn: say so here, or in the project's class noun (anime girl). Then no image gets a number, and all go to your review.",
                 ),
-                _drawn_styles(TAKEN, "they are no references. If those words mean something else here, have them taken all the same."),
+                _drawn_styles(
+                    TAKEN,
+                    "they are no references. If those words mean something else here or it is a photograph, have them taken all the same.",
+                ),
             ],
             outputs=[
                 sockets.REFERENCES.Output("references", tooltip="Connect to Identity Score and Enrich Dataset."),
@@ -134,7 +140,8 @@ class IdentityScore(io.ComfyNode):
                 sockets.DATASET.Input("dataset", tooltip="Images to score: photos or candidates."),
                 sockets.REFERENCES.Input("references", tooltip="The character's face."),
                 _drawn_styles(
-                    SCORED, "they get none and go to your review. If those words mean something else here, have them scored all the same."
+                    SCORED,
+                    "they get none and go to your review. If those words mean something else here or it is a photograph, have them scored all the same.",
                 ),
             ],
             outputs=[
@@ -299,7 +306,7 @@ class CompareFaces(io.ComfyNode):
                     options=list(KINDS),
                     default=KINDS[0],
                     optional=True,
-                    tooltip="Whom the images show. The engines learned faces from photographs and cannot tell that one is drawn. Of a drawn or stylised"
+                    tooltip="Whom the images show. The engines learned faces from photographs and seldom see that one is drawn. Of a drawn or stylised"
                     " character nothing is compared: every image is one that cannot be measured. Compare Pictures says how alike whole pictures look.",
                 ),
             ],

@@ -11,6 +11,9 @@ REFERENCE_STD = 48.0  # contrast every picture is brought to first, so that a da
 FLAT_STD = 2.0  # below it there is nothing but noise, which must not be blown up
 WHITE, BLACK = 250, 8
 LUMA = np.array([0.299, 0.587, 0.114])
+OVAL = (slice(14, 136), slice(19, 131))  # px of the chip in which the face lies
+MIN_SHOWN = 0.4  # share of the face that must be neither black nor white to tell how flat it is
+STEEPNESS = 0.5  # added to the median, so that a surface without any grain is not divided by nothing
 TEETH = 0.15  # share of the mouth that is brighter and paler than skin
 CORNERS = 0.20  # how sharply the corners of the mouth stand out
 
@@ -42,6 +45,24 @@ def sharpness(grey: np.ndarray) -> float:
     pixels *= REFERENCE_STD / spread
     around = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:]
     return float((around - 4 * pixels[1:-1, 1:-1]).var())
+
+
+def flatness(grey: np.ndarray) -> float:
+    """How many times as steep the steep edges of a chip, (150, 150) uint8, are as its surfaces: high where areas of one colour meet in outlines.
+
+    Of the face alone, without black and white areas and lightly blurred: the gradient (grey levels a px) that 85 % of the pixels stay below, over its
+    median. 0 where most of the face is black or white.
+    """
+    face = grey[OVAL].astype(np.float32)
+    rows = face[:-2] + 2 * face[1:-1] + face[2:]
+    soft = (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16
+    steepness = np.hypot(soft[1:-1, 2:] - soft[1:-1, :-2], soft[2:, 1:-1] - soft[:-2, 1:-1]) / 2
+    inner = face[2:-2, 2:-2]
+    shown = steepness[(inner > BLACK) & (inner < WHITE)]
+    if shown.size < MIN_SHOWN * steepness.size:
+        return 0.0
+    median, steep = np.percentile(shown, (50, 85))
+    return float(steep / (median + STEEPNESS))
 
 
 def turn(points: np.ndarray) -> float:

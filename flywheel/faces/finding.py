@@ -22,7 +22,7 @@ from PIL import Image
 from .. import png
 from ..images import open_image, png_bytes
 from . import FoundBy
-from .chip import in_grey, light, sharpness, smile, turn
+from .chip import flatness, in_grey, light, sharpness, smile, turn
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -56,6 +56,7 @@ class Cut:
     luma: float
     clipped_low: float
     clipped_high: float
+    flatness: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,6 +205,7 @@ class Finder:
             luma=exposed.luma,
             clipped_low=exposed.clipped_low,
             clipped_high=exposed.clipped_high,
+            flatness=flatness(grey),
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from . import Face
-from .chip import in_grey, light, sharpness, smile, turn
+from .chip import flatness, in_grey, light, sharpness, smile, turn
 
 CHIP_PX = 150
 
@@ -35,6 +35,7 @@ def described(image: Image.Image, box: np.ndarray, points: np.ndarray, confidenc
         luma=exposed.luma,
         clipped_low=exposed.clipped_low,
         clipped_high=exposed.clipped_high,
+        flatness=flatness(grey),
     )
 
 
