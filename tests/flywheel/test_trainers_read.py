@@ -1,6 +1,6 @@
-"""The trainers' own loaders read what we wrote. Name checkouts by SD_SCRIPTS_ROOT, MUSUBI_ROOT, AITK_ROOT, DIFFUSERS_ROOT and DIFFSYNTH_ROOT,
-and a Python that has their packages by FLEN_TRAINER_PYTHON; what is not named, or cannot be imported, is skipped with the reason. What the files
-must be called is tested without them."""
+"""The trainers' own loaders read what we wrote. Name checkouts by SD_SCRIPTS_ROOT, MUSUBI_ROOT, AITK_ROOT, DIFFUSERS_ROOT and DIFFSYNTH_ROOT.
+Each runs in its checkout's own Python (`venv` or `.venv` in it); where it has none, and for `datasets` alone, FLEN_TRAINER_PYTHON names one that has
+the packages. What is not named, or cannot be imported, is skipped with the reason. What the files must be called is tested without them."""
 
 import json
 import os
@@ -126,8 +126,7 @@ def told(code, *arguments, needs=None):
     """What the trainer's loader says it read."""
     if needs and not os.environ.get(needs):
         pytest.skip(f"{needs} names no checkout")
-    python = os.environ.get("FLEN_TRAINER_PYTHON", sys.executable)
-    command = [python, "-c", code, *([os.environ[needs]] if needs else []), *map(str, arguments)]
+    command = [python_of(os.environ.get(needs or "")), "-c", code, *([os.environ[needs]] if needs else []), *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     line = next((line for line in done.stdout.splitlines() if line.startswith("TOLD")), None)
@@ -139,6 +138,12 @@ def told(code, *arguments, needs=None):
             pytest.skip(f"the loader cannot be imported here: {lacking[-1]}")
         pytest.fail(done.stderr[-3000:])
     return json.loads(line[4:])
+
+
+def python_of(checkout):
+    """Its own, since one trainer's packages are of other versions than the next one's."""
+    own = [python for name in ("venv", ".venv") for python in Path(checkout, name).glob("bin/python")] if checkout else []
+    return str(own[0]) if own else os.environ.get("FLEN_TRAINER_PYTHON", sys.executable)
 
 
 def slot_and_number(path):
