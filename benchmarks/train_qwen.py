@@ -1,6 +1,6 @@
 """A step of the built-in trainer against a plain diffusers/PEFT loop and against the flow of a public Qwen-edit trainer, on equal data.
 
-    python benchmarks/train_qwen.py            on the CPU under Linux, about eight minutes; writes benchmarks/results/train_qwen.md
+    python benchmarks/train_qwen.py            on the CPU under Linux, some minutes; writes benchmarks/results/train_qwen.md
 
 Each way runs in processes of its own, one of them for memory: there the C library is told to give back what is freed, since what it keeps otherwise
 hangs on the order of what came before. Time and memory: a model of the real classes, 8 blocks, 512 wide, at 256 px with one control; the steps of each
@@ -19,6 +19,7 @@ import gc
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -55,35 +56,45 @@ ROUNDED = (
     "",
 )
 LEARNING_STEPS, RATE = 300, 2e-3
-TIMED_STEPS = 5
+TIMED_STEPS, REMEMBERED_STEPS = 5, 2  # the second knows what the optimizer keeps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", help="measure this way only and print it as JSON")
     parser.add_argument("--what", choices=tuple(MEASURES), default="time")
+    parser.add_argument("--large", type=Path, help="a folder for the larger model, which is made where it is not there yet")
+    parser.add_argument("--results", type=Path, default=RESULT, help="the page to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bf16_in_fp32.begin()
-    if options.one:
-        with tempfile.TemporaryDirectory() as place:
-            print(json.dumps(MEASURES[options.what](options.one, Path(place))))
-        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        large = options.large or place / "large"
+        if not large.is_dir():
+            _make_large(large)
+        if options.one:
+            print(json.dumps(MEASURES[options.what](options.one, place, large)))
+            return
+        text = _report(_every_way(large))
+    options.results.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _every_way(large: Path) -> dict[str, dict[str, Mapping[str, float]]]:
     rows: dict[str, dict[str, Mapping[str, float]]] = {way: {} for way in WAYS}
     begun = time.monotonic()
     wanted = [(what, way) for what, way in itertools.product(MEASURES, WAYS) if what != "learning" or way not in ALIKE]
     for number, (what, way) in enumerate(wanted, 1):
         print(f"{time.monotonic() - begun:5.0f} s  {number} of {len(wanted)}: {what} of {way}", file=sys.stderr, flush=True)
-        rows[way][what] = _apart(way, what)
+        rows[way][what] = _apart(way, what, large)
     for way, twin in ALIKE.items():
         rows[way]["learning"] = rows[twin]["learning"]
-    text = _report(rows)
-    RESULT.write_text(text, encoding="utf-8")
-    print(text)
+    return rows
 
 
-def _apart(way: str, what: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", way, "--what", what]
+def _apart(way: str, what: str, large: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--one", way, "--what", what, "--large", str(large)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **({"MALLOC_MMAP_THRESHOLD_": "65536"} if what == "memory" else {})}
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if answer.returncode:
@@ -94,7 +105,7 @@ def _apart(way: str, what: str) -> dict[str, float]:
 # --- the ways ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _training(place: Path, way: str, *, side: int, large: bool, rate: float, steps: int) -> Training:
+def _training(place: Path, way: str, model: Path, *, side: int, rate: float, steps: int) -> Training:
     """Ours on four triplets, encoded and loaded; the peers take their data from it."""
     project = open_project(place / "home", "Anna", instance_token="ohwx_char", class_noun="person")
     folder = peft_tiny.triplets(project, 4, size=(side, side))
@@ -102,7 +113,7 @@ def _training(place: Path, way: str, *, side: int, large: bool, rate: float, ste
     spec = peft_tiny.spec(
         project,
         folder,
-        _model(place / "model", large=large),
+        model,
         precision=kind,
         optimizer="adamw8bit" if kind == "nf4" else "adamw",
         checkpointing="off" if way == KEPT else "full",
@@ -117,13 +128,11 @@ def _training(place: Path, way: str, *, side: int, large: bool, rate: float, ste
     return Training(job, peft_qlora.options_of(job))
 
 
-def _model(folder: Path, *, large: bool) -> Path:
-    if large:
-        tiny = peft_tiny.helper("qwen_tiny")
-        tiny.HEADS = 16
-        tiny.build(folder, layers=8)
-        return folder
-    return peft_tiny.model(folder)
+def _make_large(folder: Path) -> None:
+    tiny = peft_tiny.helper("qwen_tiny")
+    small, tiny.HEADS = tiny.HEADS, 16
+    tiny.build(folder, layers=8)
+    tiny.HEADS = small
 
 
 class Peer:
@@ -210,21 +219,20 @@ class _Sampling:
 # --- measuring --------------------------------------------------------------------------------------------------------------------------
 
 
-def timed(way: str, place: Path) -> dict[str, float]:
+def timed(way: str, place: Path, large: Path) -> dict[str, float]:
     """CPU seconds of a step, and what share that is of a step of the plain loop."""
-    ours = _encoded(place, way)
+    ours = _encoded(place, way, large)
     step = _prepared(ours, way)
-    laps = _laps(step, 1)
     plain = Peer(ours, public=False, checkpointing=False).step
+    step(1)  # not counted: the optimizers make their state
     plain(1)
-    pairs = [(_lap(step, number), _lap(plain, number)) for number in range(TIMED_STEPS + 2, 2 * TIMED_STEPS + 2)]
-    shares = sorted(own / other for own, other in pairs)
-    return {"seconds": laps[len(laps) // 2], "share": shares[len(shares) // 2]}
+    pairs = [(_lap(step, number), _lap(plain, number)) for number in range(2, 2 + TIMED_STEPS)]
+    return {"seconds": statistics.median(own for own, _ in pairs), "share": statistics.median(own / other for own, other in pairs)}
 
 
-def remembered(way: str, place: Path) -> dict[str, float]:
+def remembered(way: str, place: Path, large: Path) -> dict[str, float]:
     """MiB the process grew by at most: until it is loaded, and in its steps."""
-    ours = _encoded(place, way)
+    ours = _encoded(place, way, large)
     gc.collect()
     before = _rss()
     _forget_peak()
@@ -232,13 +240,14 @@ def remembered(way: str, place: Path) -> dict[str, float]:
     loading = _peak() - before
     gc.collect()
     _forget_peak()
-    _laps(step, 1)
+    for number in range(1, 1 + REMEMBERED_STEPS):
+        step(number)
     return {"loading": loading / 2**20, "peak": (_peak() - before) / 2**20}
 
 
-def _encoded(place: Path, way: str) -> Training:
+def _encoded(place: Path, way: str, large: Path) -> Training:
     """On the larger model; words and pictures are encoded, and the encoders gone."""
-    ours = _training(place, way, side=256, large=True, rate=1e-4, steps=2 * TIMED_STEPS + 2)
+    ours = _training(place, way, large, side=256, rate=1e-4, steps=TIMED_STEPS + 1)
     ours.family.encode(ours.shown, [one.example.caption for one in ours.shown], lambda _: None)
     ours.family.vae = None
     return ours
@@ -249,12 +258,6 @@ def _prepared(ours: Training, way: str) -> Callable[[int], float]:
         ours.prepare()
         return ours.step
     return Peer(ours, public="public" in way, checkpointing="with checkpointing" in way).step
-
-
-def _laps(step: Callable[[int], float], first: int) -> list[float]:
-    """After one that is not counted, ascending."""
-    step(first)
-    return sorted(_lap(step, number) for number in range(first + 1, first + 1 + TIMED_STEPS))
 
 
 def _lap(step: Callable[[int], float], number: int) -> float:
@@ -277,12 +280,13 @@ def _peak() -> int:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
-def learnt(way: str, place: Path) -> dict[str, float]:
+def learnt(way: str, place: Path, _: Path) -> dict[str, float]:
     """The fixed-noise loss before and after, with the LoRA on the full-precision model."""
-    judge = _training(place / "judge", "ours, full precision", side=64, large=False, rate=RATE, steps=LEARNING_STEPS)
+    tiny = peft_tiny.model(place / "tiny")
+    judge = _training(place / "judge", "ours, full precision", tiny, side=64, rate=RATE, steps=LEARNING_STEPS)
     judge.prepare()
     before = judge.validation_loss() or 0.0
-    ours = _training(place / "own", way, side=64, large=False, rate=RATE, steps=LEARNING_STEPS)
+    ours = _training(place / "own", way, tiny, side=64, rate=RATE, steps=LEARNING_STEPS)
     ours.prepare()
     peer = None if way.startswith("ours") else Peer(ours, public="public" in way, checkpointing="with checkpointing" in way)
     for number in range(1, LEARNING_STEPS + 1):
@@ -294,7 +298,7 @@ def learnt(way: str, place: Path) -> dict[str, float]:
     return {"before": before, "after": judge.validation_loss() or 0.0}
 
 
-MEASURES: Mapping[str, Callable[[str, Path], dict[str, float]]] = {"time": timed, "memory": remembered, "learning": learnt}
+MEASURES: Mapping[str, Callable[[str, Path, Path], dict[str, float]]] = {"time": timed, "memory": remembered, "learning": learnt}
 
 
 def _report(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -305,12 +309,12 @@ def _report(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         f"CPU, one thread, torch {torch.__version__}; made with `python benchmarks/train_qwen.py`. Each way in a process of its own.",
         "",
         "Time and memory: real classes, 8 blocks, 512 wide, one image of 256 px with one control of 256 px, LoRA of rank 16, median of",
-        f"{TIMED_STEPS} steps. Its share of a plain step is the median of {TIMED_STEPS} that alternated with plain ones in the same process. Memory: the most the",
-        "process grew by from before the transformer was loaded, measured in a run of its own with `MALLOC_MMAP_THRESHOLD_=65536`, so that memory which",
-        "was freed does not count. Stored weights count once they are read: in nf4 and int8 while it loads, which lets go of their file, in full",
+        f"{TIMED_STEPS} steps that alternated with plain ones in the same process, of which the share is made. Memory: the most the process grew by from",
+        f"before the transformer was loaded, in a run of its own of {REMEMBERED_STEPS} steps with `MALLOC_MMAP_THRESHOLD_=65536`, so that memory which was",
+        "freed does not count. Stored weights count once they are read: in nf4 and int8 while it loads, which lets go of their file, in full",
         "precision in the steps. A first run is measured: later ones find what was quantised and load less.",
         "",
-        "Learning: 2 blocks, 64 wide, four triplets of 64 px, 300 steps at 2e-3; mean squared error on those triplets at fixed noise,",
+        f"Learning: 2 blocks, 64 wide, four triplets of 64 px, {LEARNING_STEPS} steps at {RATE:g}; mean squared error on those triplets at fixed noise,",
         "measured alike for all, at the noise levels the model is used at. Ways that differ only in what is computed twice learn the same (for ours a",
         "test holds that) and are measured once.",
         "",
