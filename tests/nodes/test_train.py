@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfyui_flenwheel.flywheel import lora
-from comfyui_flenwheel.flywheel.images import png_bytes, write_json, write_whole
+from comfyui_flenwheel.flywheel.images import open_image, png_bytes, write_json, write_whole
 from comfyui_flenwheel.flywheel.project import open_project
 from comfyui_flenwheel.nodes.launch import Server
 from comfyui_flenwheel.training import run
@@ -98,6 +98,22 @@ def test_start_wait_silently_and_get_a_lora_that_every_loader_sees(server):
     events = len(job.events())
     cached = ran(server, prompt)
     assert len(job.events()) == events and {START, MONITOR, TRAINED} <= cached.cached, "nothing has changed, nothing runs"
+
+
+def test_the_curve_and_the_samples_are_images_that_a_graph_can_use(server):
+    project, prompt = project_in(server, "Pictured"), graph("Pictured")
+    save = {"class_type": "SaveImage", "inputs": {"images": [MONITOR, 0], "filename_prefix": "curve"}}
+    prompt |= {"curve": save, "sheet": {**save, "inputs": {"images": [MONITOR, 1], "filename_prefix": "sheet"}}}
+    ran(server, prompt)
+    (job,) = jobs_of(project)
+    assert run.wait(job, 60).state == "done", job.status()
+
+    outputs = ran(server, prompt).outputs
+    curve, sheet = (open_image(server.base / "output" / outputs[node]["images"][0]["filename"]).image for node in ("curve", "sheet"))
+    assert curve.width > curve.height > 100 and len(curve.getcolors(2**20)) > 2, "a line is drawn on it"
+    steps, prompts, _ = (set(column) for column in zip(*job.sampled(), strict=True))
+    assert len(steps) > 2 and len(prompts) > 1
+    assert 96 * len(prompts) <= sheet.width < 96 * (len(prompts) + 1) and sheet.height >= 96 * len(steps), "steps down, prompts across"
 
 
 def test_changed_captions_are_another_job_and_the_same_ones_are_not(server):
