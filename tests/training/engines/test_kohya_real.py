@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from comfyui_flenwheel.flywheel.images import open_image
+from comfyui_flenwheel.flywheel.images import open_image, png_bytes, write_whole
+from comfyui_flenwheel.training import engines, proof, run, trainset
 from comfyui_flenwheel.training import job as jobs
-from comfyui_flenwheel.training import proof, run, trainset
 from comfyui_flenwheel.training.engines import _kohya_family, _launch, kohya
 from comfyui_flenwheel.training.job import Places
+from PIL import Image
 from safetensors import safe_open
 
 from . import bf16_in_fp32
@@ -89,20 +90,31 @@ def test_trained_stopped_killed_resumed_proved_and_loaded_in_comfyui(project, sp
     assert patched(comfyui, models / "flux1-dev.safetensors", made.path) == {"keys": 13, "layers": 13, "changed": True}
 
 
+def class_images(place, count):
+    """A folder with other people of the class."""
+    folder = place / "class"
+    for number in range(count):
+        write_whole(folder / f"c{number}.png", png_bytes(Image.new("RGB", (128, 96), (40 * number, 90, 60))))
+    return folder
+
+
 def test_a_person_changes_the_settings_and_starts_the_shown_file(project, spec, models, tmp_path):
-    """What docs/training.md tells: nothing of ours runs, and a LoRA lies in out/."""
-    comfyui = Path(os.environ["FLEN_COMFYUI"])
-    spec = dataclasses.replace(spec, engine="kohya", steps=2, save_every=2, resolution=128, options=SMALL, sample_prompts=())
+    """What docs/training.md tells: nothing of ours runs, and a LoRA lies in out/. With class images, which is all that is different with them."""
+    comfyui, others = Path(os.environ["FLEN_COMFYUI"]), class_images(tmp_path, 2)
+    spec = dataclasses.replace(spec, engine="kohya", steps=2, save_every=2, resolution=128, sample_prompts=())
+    spec = dataclasses.replace(spec, options=engines.with_data("kohya", {**SMALL, "class_images": str(others)}))
     job = jobs.find_or_create(project.root, spec, Places(loras=tmp_path / "loras", models=(models,), comfyui=comfyui))
     _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
-    ask("texts", str(job.folder / "dataset" / "r10"), str(TOKENS))
+    _launch.lay_out(kohya.class_set(spec), job.folder / "dataset" / kohya.CLASS)
+    for images in ("r10", f"{kohya.CLASS}/r1"):
+        ask("texts", str(job.folder / "dataset" / images), str(TOKENS))
     assert run.work(job) == 0, (job.status(), job.log.read_text()[-3000:])
     proved = run.result_of(job)
     changed(job.folder / "config" / "train-1.toml", "max_train_steps = 2\n", "max_train_steps = 3\n")
     started_by_hand(job, "run-flux_train_network.sh")
     made = job.folder / "out" / f"{job.id}-1.safetensors"
     with safe_open(made, "numpy") as file:
-        assert file.metadata()["ss_steps"] == "3"
+        assert file.metadata()["ss_steps"] == "3" and file.metadata()["ss_num_reg_images"] == "2"
     assert patched(comfyui, models / "flux1-dev.safetensors", made) == {"keys": 13, "layers": 13, "changed": True}
     assert job.status().state == "done" and proof.sha256(proved.path) == proved.sha256, "what was proved stays as it is"
 
@@ -132,13 +144,10 @@ def test_it_draws_samples_before_the_first_step_and_while_it_trains(project, spe
 
 def test_its_loader_reads_what_is_written(project, spec, folder, tmp_path):
     """Images, captions, repeats and class images: as sd-scripts' own loader sees them."""
-    rare, others = folder / "3_other", tmp_path / "class"
+    rare, others = folder / "3_other", class_images(tmp_path, 2)
     rare.mkdir()
     for path in sorted((folder / "10_ohwx_char person").glob("image_00[01].*")):
         path.rename(rare / path.name)
-    others.mkdir()
-    for number in range(2):
-        (others / f"c{number}.png").write_bytes(next(rare.glob("*.png")).read_bytes())
     spec = dataclasses.replace(spec, engine="kohya", options={"class_images": str(others)}, dataset_key=trainset.read(folder).key)
     job = jobs.find_or_create(project.root, spec)
     rows = _launch.lay_out(trainset.read(job.dataset), job.folder / "dataset")
