@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,8 +131,14 @@ def test_a_training_set_is_only_claimed_when_it_is_on_disk(tmp_path):
         queue.summary(queue.Outcome({}), tmp_path)
 
 
+def apart(work, *arguments):
+    """On a thread of its own: on this one the browser of another test may keep an event loop running."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work, *arguments).result()
+
+
 def test_nobody_there_is_said_without_a_traceback(capsys, tmp_path):
-    assert queue.main(["http://127.0.0.1:9", "--photos", str(tmp_path), "--output", str(tmp_path)]) == 1
+    assert apart(queue.main, ["http://127.0.0.1:9", "--photos", str(tmp_path), "--output", str(tmp_path)]) == 1
     assert "does not answer" in capsys.readouterr().err
 
 
@@ -167,7 +174,7 @@ def test_a_refused_graph_is_told_node_by_node(server):
                 await client.queue(graph)
             return told.value
 
-    problems = asyncio.run(refused()).problems
+    problems = apart(asyncio.run, refused()).problems
     assert any("Canvas (1), input width" in problem for problem in problems)
     assert any("See too (3), input images" in problem for problem in problems)
 
@@ -185,7 +192,7 @@ def test_a_graph_of_which_only_a_part_is_wrong_is_refused_too(server):
             await client.queue(graph)
 
     with pytest.raises(QueueError, match="Loose"):
-        asyncio.run(queue_it())
+        apart(asyncio.run, queue_it())
 
 
 @pytest.mark.comfy
@@ -197,7 +204,7 @@ def test_a_node_that_fails_is_named_with_its_own_words(server, tmp_path, capsys)
             await client.watch(await client.queue(graph), graph)
 
     with pytest.raises(QueueError, match="Curate Source failed: There is no folder"):
-        asyncio.run(watched())
+        apart(asyncio.run, watched())
     assert "failed" in capsys.readouterr().out
 
 
@@ -255,7 +262,7 @@ def test_a_lost_connection_is_taken_up_again(server, photos, capsys):
             await stack.enter_async_context(relay.open(int(address.rsplit(":", 1)[1])))
             return await watching
 
-    assert asyncio.run(watched()).failure is None
+    assert apart(asyncio.run, watched()).failure is None
     assert f"{finished(server, 'reconnect')} candidates in" in capsys.readouterr().out, "events came over the new connection"
 
 
@@ -277,7 +284,7 @@ def test_cancelling_the_watch_stops_the_graph_and_keeps_what_is_finished(server,
                 await asyncio.sleep(0.05)
             return outcome
 
-    outcome = asyncio.run(cancelled())
+    outcome = apart(asyncio.run, cancelled())
     assert outcome and "Stopped at Enrich Dataset" in str(outcome.failure)
     assert 2 <= finished(server, "cancel") < 15
 
@@ -304,6 +311,6 @@ def test_a_server_that_was_killed_and_started_again_has_forgotten_the_graph_but_
                     await watching
                 return kept
 
-        kept = asyncio.run(watched())
+        kept = apart(asyncio.run, watched())
         assert server.port == port and launch.running(server.base) == server.address
         assert finished(server, "killed") >= kept >= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ from safetensors import SafetensorError, safe_open
 
 from ... import qwen
 from ...errors import EditorUnavailable
-from ...images import content_key, value_key
+from ...images import value_key
+from ...known_files import Memory, signature_of
 
 GIB = 2**30
 PARTS = ("transformer", "text_encoder", "vae")  # the parts with weights
 PIPELINE = "QwenImageEditPlus"  # how the classes begin that show numbered pictures; the first Qwen-Image-Edit had other words for one
 TIMESTEP_ZERO = "__index_timestep_zero__"  # a tensor by which ComfyUI's files tell that their controls are modulated at time zero
+SAMPLE_BYTES = 256  # from the middle of each tensor
 NEEDED = {
     "model_index.json": "which classes the parts have",
     "scheduler/scheduler_config.json": "the noise schedule",
@@ -55,9 +58,8 @@ class ModelFolder:
         return "quantization_config" in self.config(part)
 
     def key(self, part: str) -> str:
-        """Names the content of a part: its configuration and, of each weight file, size and header. Reading 40 GB would take minutes."""
-        facts = [[path.name, path.stat().st_size, content_key(header_bytes(path))] for path in self.files(part)]
-        return value_key([self.config(part), facts])
+        """Names the content of a part: its configuration and what `weights_key` says of each weight file."""
+        return value_key([self.config(part), [[path.name, weights_key(path)] for path in self.files(part)]])
 
     def tensors(self, part: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape of every stored tensor, from the headers alone."""
@@ -152,6 +154,27 @@ def damage(path: Path) -> str:
             return ""
     except (ValueError, OSError, struct.error, AttributeError, KeyError, IndexError, TypeError, SafetensorError) as error:
         return f"is not a readable .safetensors file ({error}); download it again"
+
+
+def weights_key(path: Path) -> str:
+    """Names the content of a .safetensors file by its header and some numbers of every tensor: reading 40 GB would take minutes, and models made from
+    one another differ in nothing but numbers."""
+    signature, at = signature_of(path.stat()), (str(path.parent), path.name)
+    return _keys.get(at, signature) or _keys.put(at, signature, _sampled(path))
+
+
+def _sampled(path: Path) -> str:
+    header = header_bytes(path)
+    digest = hashlib.sha256(header)
+    spans = sorted(told["data_offsets"] for name, told in json.loads(header).items() if name != "__metadata__")
+    with path.open("rb") as file:
+        for start, end in spans:
+            file.seek(8 + len(header) + max(start, (start + end - SAMPLE_BYTES) // 2))
+            digest.update(file.read(min(SAMPLE_BYTES, end - start)))
+    return digest.hexdigest()
+
+
+_keys: Memory[str] = Memory()
 
 
 def header_bytes(path: Path) -> bytes:

@@ -272,6 +272,27 @@ def test_quantised_weights_are_made_once_and_are_the_same_again(tiny, tmp_path, 
     assert torch.equal(output(first), output(again))
 
 
+def test_a_model_of_the_same_shapes_is_another_model(tiny, tmp_path):
+    """As 2509 and its fine-tunes are: names, sizes and headers are equal, and the numbers are not."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "tuned"
+    shutil.copytree(tiny.folder, folder)
+    (path,) = (folder / "transformer").glob("*.safetensors")
+    weights = load_file(path)
+    first, tuned = loaded(ModelFolder(tiny.folder), "int8", tmp_path), ModelFolder(folder)
+    assert tuned.key("transformer") == ModelFolder(tiny.folder).key("transformer"), "a copy is the same model"
+    for name in ("proj_out.weight", "transformer_blocks.0.attn.to_q.bias"):  # one of them alone is enough
+        save_file(weights | {name: weights[name] + 0.5}, path, {"format": "pt"})
+        assert tuned.key("transformer") != ModelFolder(tiny.folder).key("transformer")
+        assert {part: tuned.key(part) for part in ("text_encoder", "vae")} == {
+            part: ModelFolder(tiny.folder).key(part) for part in ("text_encoder", "vae")
+        }
+    save_file(weights | {"proj_out.weight": -weights["proj_out.weight"]}, path, {"format": "pt"})
+    assert not torch.allclose(output(loaded(tuned, "int8", tmp_path)), output(first), atol=0.1)
+    assert len(list((tmp_path / "quantised").glob("*.safetensors"))) == 2
+
+
 @pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (300, torch.float32), (2050, torch.float32), (300, torch.bfloat16)])
 def test_integer_products_are_the_rounded_numbers_product(rows, dtype):
     """w8a8 against the same rounding done in full precision: nothing else may be lost."""
