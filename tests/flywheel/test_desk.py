@@ -206,8 +206,10 @@ def test_two_processes_on_one_project_agree(desk):
 
 
 def test_a_burst_of_verdicts_holds_the_database_open_and_lets_it_go(desk, monkeypatch):
-    log = desk.stage.project.database.with_name(desk.stage.project.database.name + "-wal")
+    log, timers = desk.stage.project.database.with_name(desk.stage.project.database.name + "-wal"), []
+    monkeypatch.setattr(store, "_let_go_later", lambda path, seconds: timers.append((path, seconds)))
     give(desk, "good", 0)
+    assert timers == [(desk.stage.project.database, store.HOLD_S)]
     assert log.is_file()  # else every verdict would pay for writing it back
     assert [event.label for event in ledger.history(desk.stage.project, keys(desk)[0])] == ["good"]
     monkeypatch.setattr(store, "HOLD_S", 0.0)
