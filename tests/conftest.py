@@ -41,6 +41,6 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One ComfyUI for all tests that do not kill it."""
-    with Server(comfyui, Path(sys.executable), tmp_path_factory.mktemp("comfyui")) as running:
+    """One ComfyUI for all tests that do not kill it. It would forget results where less than a tenth of the memory is free, whoever holds it."""
+    with Server(comfyui, Path(sys.executable), tmp_path_factory.mktemp("comfyui"), extra_args=["--cache-ram", "0.2"]) as running:
         yield running
