@@ -63,7 +63,7 @@ def test_a_node_that_showed_previews_ends_with_its_picture(graph, server):
     edit = {
         "images": ["1", 0],
         "editor": ["2", 0],
-        "prompt": "Change the light to [golden hour|studio light]",
+        "prompt": "Make it look like [oil painting|sketch]",
         "base_seed": seed,
         "megapixels": 0,
     }
