@@ -402,8 +402,8 @@ def lap(home: Home, args: argparse.Namespace) -> int:
                 server = launch.Server(comfyui, python, base, port=args.port, env=home.env, tick=lambda: meter.show(0, 0))
                 address = stack.enter_context(server).address
         command = [python, "-m", f"{NAME}.nodes.queue", address, "--photos", photos, "--output", base / "output"]
-        demo = {} if args.photos else {"name": "demo", "class_noun": "man"}
-        for word in ("name", "token", "class_noun"):
+        demo = {} if args.photos else {"name": "demo", "class_noun": "man", "pictures": "photographs"}
+        for word in ("name", "token", "class_noun", "pictures"):
             if value := getattr(args, word) or demo.get(word):
                 command += [f"--{word.replace('_', '-')}", value]
         command += [f"--{switch.replace('_', '-')}" for switch in ("auto_review", "open") if getattr(args, switch)]
@@ -512,6 +512,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_lap.add_argument("--name", help="the character's name, and its project's (default: the name of the photo folder)")
     run_lap.add_argument("--token", help="the rare word that will mean the character, such as ohwx_char")
     run_lap.add_argument("--class-noun", metavar="NOUN", help="what the character is: person, woman, man, dog …")
+    run_lap.add_argument("--pictures", choices=("photographs", "drawn"), help="what --photos holds; faces are scored in photographs only")
     run_lap.add_argument("--port", type=int, default=0, help="the port of ComfyUI (default: a free one)")
     run_test = commands.add_parser("test", parents=[shared], help=test.__doc__, epilog="Other arguments go to pytest.")
     run_test.add_argument("--quick", action="store_true", help="only what needs no ComfyUI, browser or face models")
@@ -521,6 +522,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown: {' '.join(args.pytest)}")
     if args.python and not args.comfyui:
         parser.error("--python names the Python of the ComfyUI that is given with --comfyui DIR")
+    if args.command == "lap" and args.photos and not args.pictures:
+        parser.error(
+            "--photos needs to know what they are: add --pictures photographs, or --pictures drawn for a drawn or stylised character"
+        )
     home = Home(args.home.expanduser().resolve())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl+C, so that the server is stopped
     try:

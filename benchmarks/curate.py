@@ -133,7 +133,7 @@ def main() -> None:
         photos = Path(folder) / "photos"
         photos.mkdir()
         made(portraits, photos, count)
-        project = open_project(Path(folder) / "home", "bench", instance_token="ohwx_char", class_noun="person")
+        project = open_project(Path(folder) / "home", "bench", instance_token="ohwx_char", class_noun="person", medium="photographs")
         engine = embedder()
         engine.faces(open_image(portraits[0]).image)  # the models are loaded
         watched = Watched(count)

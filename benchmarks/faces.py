@@ -158,7 +158,7 @@ def without_cnn(folder: Path) -> dict[str, Any]:
 async def _ours(folder: Path) -> dict[str, Any]:
     files = sorted(folder.iterdir())
     with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(1) as executor:
-        project = open_project(Path(home), "bench", instance_token="ohwx_char", class_noun="person")
+        project = open_project(Path(home), "bench", instance_token="ohwx_char", class_noun="person", medium="photographs")
         project.stage("source").folder.mkdir(parents=True, exist_ok=True)
         files = [Path(shutil.copy(path, project.stage("source").folder)) for path in files]
         records = tuple(ImageRecord(content_key(path), project.relative(path), SIZE, SIZE, "") for path in files)
@@ -266,7 +266,7 @@ def in_comfyui(folder: Path) -> dict[str, float]:
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
     curated = {
-        "1": {"class_type": "FLEN_Project", "inputs": {"name": "bench", "instance_token": "ohwx_char", "class_noun": "person", "version": 1}},
+        "1": {"class_type": "FLEN_Project", "inputs": {"name": "bench", "instance_token": "ohwx_char", "class_noun": "person", "version": 1, "pictures_are": "photographs"}},
         "2": {"class_type": "FLEN_CurateSource", "inputs": {
             "project": ["1", 0], "folder": str(folder), "caption_template": "photo of {token} {noun}", "strict": False,
         }},

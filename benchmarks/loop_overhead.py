@@ -69,7 +69,7 @@ def photograph_like() -> np.ndarray:
 
 def ours(folder: Path, count: int, seconds: float) -> tuple[float, list[float]]:
     """ms per image beyond the editor, and the process's memory in MB at each tenth of the run."""
-    stage = open_project(folder, "bench", instance_token="ohwx_char", class_noun="person").stage("enriched")
+    stage = open_project(folder, "bench", instance_token="ohwx_char", class_noun="person", medium="photographs").stage("enriched")
     editor, memory, process = Waiting(seconds, photograph_like(), []), [], psutil.Process()
     facts = {"origin": "edit", "caption": "photo of ohwx_char person", "parents": ["p"], "depth": 1}
     orders = [Order(EditRequest("a", (ControlRef(folder, "c"),), seed, SIZE, SIZE), f"n{seed}", facts) for seed in range(count)]

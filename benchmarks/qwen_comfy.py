@@ -65,7 +65,7 @@ PROMPTS = prompts.parse("Change background to [forest|beach]\nChange camera angl
 
 def orders(folder):
     """The plan: photographs of a third of a megapixel and more, four prompts each."""
-    project = open_project(folder, "bench", instance_token="ohwx_char", class_noun="person")
+    project = open_project(folder, "bench", instance_token="ohwx_char", class_noun="person", medium="photographs")
     source = project.stage("source").folder
     source.mkdir(parents=True, exist_ok=True)
     records = []

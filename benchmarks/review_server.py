@@ -52,7 +52,7 @@ def noisy(count: int) -> Callable[[int], bytes]:
 
 def candidates(home: Path, count: int, png: Callable[[int], bytes], size: tuple[int, int] = (SIDE, SIDE), name: str = "bench") -> Stage:
     """A stage with `count` candidates; `png` draws each."""
-    stage = open_project(home, f"{name} {count}", instance_token="ohwx_char", class_noun="person").stage("enriched")
+    stage = open_project(home, f"{name} {count}", instance_token="ohwx_char", class_noun="person", medium="photographs").stage("enriched")
     stage.lineage.mkdir(parents=True)
     for number in range(count):
         content = png(number)

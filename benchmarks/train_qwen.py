@@ -107,7 +107,7 @@ def _apart(way: str, what: str, large: Path) -> dict[str, float]:
 
 def _training(place: Path, way: str, model: Path, *, side: int, rate: float, steps: int) -> Training:
     """Ours on four triplets, encoded and loaded; the peers take their data from it."""
-    project = open_project(place / "home", "Anna", instance_token="ohwx_char", class_noun="person")
+    project = open_project(place / "home", "Anna", instance_token="ohwx_char", class_noun="person", medium="photographs")
     folder = peft_tiny.triplets(project, 4, size=(side, side))
     kind = {"ours, nf4": "nf4", "ours, int8": "int8"}.get(way, "as stored")
     spec = peft_tiny.spec(
@@ -373,7 +373,7 @@ def card_step(
     `place` again. `randomise`: called with the transformer once it is loaded, for weights that are holes in a file.
     """
     side = round((megapixels * 1e6) ** 0.5 / 16) * 16
-    project = open_project(place / "home", "Anna", instance_token="ohwx_char", class_noun="person")
+    project = open_project(place / "home", "Anna", instance_token="ohwx_char", class_noun="person", medium="photographs")
     folder = peft_tiny.triplets(project, 2, controls=controls, size=(side, side))
     spec = peft_tiny.spec(
         project,

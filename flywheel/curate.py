@@ -209,7 +209,7 @@ def _odd_ones(project: Project, photos: list[Photo], embedder: Embedder | None) 
     if embedder is None or not records:
         return {}, []
     if drawn := drawn_character(project):
-        return {}, [f"faces are not compared, because the character is drawn: {drawn}"]
+        return {}, [f"faces are not compared, because the character counts as drawn: {drawn}"]
     try:
         odd = choose_references(Dataset(project, "source", records), embedder).odd
     except IdentityError as error:
@@ -219,7 +219,7 @@ def _odd_ones(project: Project, photos: list[Photo], embedder: Embedder | None) 
 
 
 def _asked(project: Project, faces: Mapping[str, tuple[Face, ...]], captions_written: Iterable[str]) -> list[str]:
-    """Whether the character is drawn, where it looks or sounds so and nobody has said it."""
+    """Whether the character is drawn, where it looks or sounds so and somebody has said that it is not."""
     asked = "" if drawn_character(project) else doubt(list(faces.values()), captions_written)
     return [asked] if asked else []
 

@@ -1,4 +1,4 @@
-"""What is drawn and no photograph, as far as words tell: the figures of a face tell it of a quarter of all drawings (docs/faces.md). The number of a drawn face means nothing."""
+"""What is drawn and no photograph. Of the character somebody has said it; of a picture its prompt tells, or its face (of a quarter of all drawings: docs/faces.md)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from .faces import Face
 from .instructions import drawing_asked_for, is_hand_made, photograph_asked_for
 from .project import STAGES, Project, laps
 
-ASSUMED = "Taken for photographs: of drawn faces only flat ones with outlines are noticed, and the number of a drawn one means nothing."
-SAY_SO = (
-    "If the character is drawn or stylised, say so: under kind in Identity References, or in the project's class noun (anime girl)."
-    " Then nothing is scored and every image goes to your review."
-)
+SAY_SO = "If the character is drawn or stylised after all, say so: under pictures_are in Project. Then nothing is scored and every image goes to your review."
 
 
 def drawn_character(project: Project) -> str:
-    """Why the character itself counts as drawn; empty where nothing says so."""
-    return f"{project.class_noun!r} is the project's class noun" if is_hand_made(project.class_noun) else ""
+    """Why the character itself counts as drawn; empty where somebody has said that the pictures are photographs."""
+    if project.medium == "photographs":
+        return ""
+    return "the project says so" if project.medium else "nobody has said that the pictures are photographs (pictures_are in Project)"
 
 
 def drawings(project: Project) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -35,7 +34,7 @@ REVIEW = 0.55  # below it, 1 true image in 1,000
 MEAN_REACH = 0.97  # times the reach: a mean lies nearer to everybody, so two faces count as one person only at less distance
 RULES: tuple[Rule, ...] = ("best", "mean")
 WORDS = "; if its words mean something else, set drawn_styles of Identity Score"
-PHOTOGRAPH = "; if it is a photograph all the same, set drawn_styles of Identity Score"
+PHOTOGRAPH = "; if it is a photograph all the same, set drawn_styles of {node}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,28 +211,37 @@ def score_image(image: Image.Image, key: str, project: Project, references: Refe
     return scored
 
 
-def compare(images: Sequence[Image.Image], references: Sequence[Image.Image], embedder: Embedder) -> list[IdentityScore]:
+def compare(
+    images: Sequence[Image.Image], references: Sequence[Image.Image], embedder: Embedder, *, drawn_too: bool = False
+) -> list[IdentityScore]:
     """The score of each upright RGB image against reference images, all of them in memory; nothing is remembered.
 
-    Images are called "image 1" and "reference 1", in their order. Somebody says that they are photographs: one that looks drawn gets a note.
+    Images are called "image 1" and "reference 1", in their order. Somebody says that they are photographs. A face that looks drawn has no number
+    all the same, and is no reference, unless with `drawn_too` somebody says that it is none; then there is a note.
 
     Raises:
-        IdentityError: a reference does not show exactly one face, or the engine failed.
+        IdentityError: a reference does not show exactly one photographed face, or the engine failed.
     """
+    node = "Compare Faces"
     chosen: list[Face] = []
     problems: list[str] = []
     for number, image in enumerate(references, 1):
         seen = prominent(embedder.faces(image))
-        if len(seen) == 1:
-            chosen.append(seen[0])
-        else:
+        if len(seen) != 1:
             problems.append(f"reference {number}: {f'{len(seen)} faces; crop it to one' if seen else 'no face was found'}")
+        elif (look := seen[0].drawn_look) and not drawn_too:
+            problems.append(f"reference {number}: {_drawn(look)}{PHOTOGRAPH.format(node=node)}")
+        else:
+            chosen.append(seen[0])
     if problems or not chosen:
         raise IdentityError("These images cannot be compared with; each must show one face:", problems or ["there are no images"])
     names = tuple(f"reference {number}" for number in range(1, len(chosen) + 1))
     rows = tuple(tuple(float(number) for number in face.embedding) for face in chosen)
     known_faces = ReferenceSet(names, names, rows, embedder.fingerprint(), embedder.reach)
-    return [_scored(f"image {number}", embedder.faces(image), known_faces, drawn_too=True) for number, image in enumerate(images, 1)]
+    return [
+        _scored(f"image {number}", embedder.faces(image), known_faces, drawn_too=drawn_too, node=node)
+        for number, image in enumerate(images, 1)
+    ]
 
 
 def not_compared(count: int, drawn: str) -> list[IdentityScore]:
@@ -245,15 +253,15 @@ def comparable_scores(project: Project, keys: Iterable[str], among: Iterable[str
     """Scores of these images, by key, all by one engine against one reference set: the one that scored most of the images, and of several the
     newest. `among`: the images shown together, where `keys` are only some of them. An image that was scored only otherwise is left out.
 
-    Of a drawn character no image has a number, also where one was measured before it was said: the class noun says it, or the last scoring did.
+    Of a drawn character no image has a number, also where one was measured before it was said.
     """
     wanted = json.dumps(list(keys))
     with connect(project.database) as db:
-        if note := _drawn_note(project, db):
+        if why := drawn_character(project):
             rows = db.execute(
                 "SELECT DISTINCT image_key FROM identity_scores WHERE image_key IN (SELECT value FROM json_each(?))", (wanted,)
             ).fetchall()
-            return {key: IdentityScore(key, "", Unseeing.name, "unverifiable", note=note) for (key,) in rows}
+            return {key: IdentityScore(key, "", Unseeing.name, "unverifiable", note=_drawn(why)) for (key,) in rows}
         rows = db.execute(  # a score that is written again gets a new rowid
             "SELECT s.* FROM identity_scores s JOIN (SELECT reference, embedder FROM identity_scores WHERE image_key IN"
             " (SELECT value FROM json_each(?)) GROUP BY reference, embedder ORDER BY COUNT(*) DESC, MAX(rowid) DESC LIMIT 1)"
@@ -277,7 +285,9 @@ def agreed(references: ReferenceSet, embedder: Embedder) -> str:
     return fingerprint
 
 
-def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet, *, drawn_too: bool = False) -> IdentityScore:
+def _scored(
+    key: str, faces: tuple[Face, ...], references: ReferenceSet, *, drawn_too: bool = False, node: str = "Identity Score"
+) -> IdentityScore:
     """The prominent face nearest to a reference decides; if that one cannot prove who it is or looks drawn, the image is unverifiable."""
     seen = prominent(faces)
     if not seen:
@@ -288,7 +298,7 @@ def _scored(key: str, faces: tuple[Face, ...], references: ReferenceSet, *, draw
         return IdentityScore(key, references.fingerprint, references.embedder, "unverifiable", faces=len(seen), note=doubt)
     look = seen[index].drawn_look
     if look and not drawn_too:
-        return _refused(key, references, _drawn(look) + PHOTOGRAPH, len(seen))
+        return _refused(key, references, _drawn(look) + PHOTOGRAPH.format(node=node), len(seen))
     distance, matched = near[index]
     scored = IdentityScore(
         key,
@@ -309,15 +319,7 @@ def _refused(key: str, references: ReferenceSet, note: str, faces: int = 0) -> I
 
 
 def _drawn(why: str) -> str:
-    return f"drawn: {why}, and the number of a drawn face means nothing"
-
-
-def _drawn_note(project: Project, db: sqlite3.Connection) -> str:
-    """Why no image of this character has a number; empty where they may have one."""
-    if why := drawn_character(project):
-        return _drawn(why)
-    last = db.execute("SELECT embedder, note FROM identity_scores ORDER BY rowid DESC LIMIT 1").fetchone()
-    return last["note"] if last and last["embedder"] == Unseeing.name else ""
+    return f"counts as drawn: {why}, and the number of a drawn face means nothing"
 
 
 def _doubted(score: IdentityScore, why: str) -> IdentityScore:

@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw
 
 from .candidates import Shelf
 from .dataset import Dataset, ImageRecord
-from .drawings import ASSUMED
 from .errors import ImageError, ScoreMismatch
 from .faces import Face, prominent
 from .faces.measure import known
@@ -32,6 +31,9 @@ CROP_PX = 224
 PAIR_PX = 290  # width of reference and image on the picture; three in a row are as wide as the histogram
 AROUND = 0.45  # of the face's width: how much is shown around it
 FILE = "identity_report.html"
+SAID = (
+    "Photographs, as the project says; of drawn ones among them those are noticed whose prompt says it or whose face is flat with outlines."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +251,8 @@ def _page(
     passed = sum(value >= threshold for value in values)
     several = sum(score.faces > 1 for score in scores.by_key.values())
     rule = "the nearest of" if references.rule == "best" else "the mean of"
-    names = f"Compared with {rule} {len(references.names)}: {', '.join(references.names)}. {ASSUMED}"
-    compared = f"Compared with nothing, because the character is drawn: {references.drawn}." if references.drawn else names
+    names = f"Compared with {rule} {len(references.names)}: {', '.join(references.names)}. {SAID}"
+    compared = f"Compared with nothing, because the character counts as drawn: {references.drawn}." if references.drawn else names
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{passed} of {len(scores.by_key)} images at or above {threshold:.2f}, {len(values) - passed} below, {len(unmeasured)} not measurable;"

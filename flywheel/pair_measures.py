@@ -187,6 +187,6 @@ def detail(plane: Plane) -> Plane:
 
 def _alike(control: Image.Image, target: Image.Image, embedder: Embedder) -> float | None:
     faces = [embedder.faces(image) for image in (control, target)]
-    if not all(faces) or any(found[0].doubt for found in faces):
+    if not all(faces) or any(found[0].doubt or found[0].drawn_look for found in faces):
         return None
     return similarity(float(np.linalg.norm(faces[0][0].embedding - faces[1][0].embedding)), embedder.reach)

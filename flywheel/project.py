@@ -1,6 +1,6 @@
 """A project: one character and its folder. The only place that knows folder names.
 
-<root>/project.json                    name, instance token, class noun
+<root>/project.json                    name, instance token, class noun, medium
 <root>/flenwheel.db                    verdicts, scores, face embeddings
 <root>/data/source/v1/                 photographs, metadata.json
 <root>/data/enriched/v1/               candidates, then good/ corrections/ rejected/; enrichment_metadata.json
@@ -24,9 +24,12 @@ from typing import Literal, get_args
 
 from .errors import ProjectError
 from .images import write_json
+from .instructions import is_hand_made
 
 StageName = Literal["source", "enriched", "synthetic", "pristine", "corrections", "qwen_training", "training", "card"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+Medium = Literal["photographs", "drawn"]  # what shows the character; drawn: painted, stylised or modelled likewise
+MEDIA: tuple[Medium, ...] = get_args(Medium)
 
 SCHEMA = 1
 TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9_]{2,31}")
@@ -61,7 +64,7 @@ class Stage:
 class Project:
     """A character's folder, with the words that name the character in captions.
 
-    `lap` counts the turns of the wheel: its folders are called v1, v2, …
+    `lap` counts the turns of the wheel: its folders are called v1, v2, … `medium`: what somebody said; None in projects from before it was asked.
     """
 
     root: Path
@@ -69,6 +72,7 @@ class Project:
     instance_token: str
     class_noun: str
     lap: int = 1
+    medium: Medium | None = None
 
     @property
     def version(self) -> str:
@@ -105,29 +109,31 @@ class Project:
         return path
 
 
-def open_project(home: Path, name: str, *, instance_token: str, class_noun: str, lap: int = 1) -> Project:
+def open_project(home: Path, name: str, *, instance_token: str, class_noun: str, medium: Medium | None = None, lap: int = 1) -> Project:
     """Create the project `name` below `home`, or open it again.
 
-    The token and class noun may change between laps; project.json then holds the new ones.
+    The token, class noun and medium may change between laps; project.json then holds the new ones. Without `medium` it is what was said before.
 
     Raises:
-        ProjectError: name, token or noun do not work, or the folder belongs to another character.
+        ProjectError: name, token or noun do not work, nobody has ever said the medium, or the folder belongs to another character.
     """
     problems = [*_name_problems(name), *_token_problems(instance_token, class_noun)]
     if lap < 1:
         problems.append(f"the version is {lap}; laps are counted from 1")
-    if problems:
-        raise ProjectError("This project cannot be opened:", problems)
     folder = folder_for(name)
     root = home / folder
+    medium = medium or said_medium(home, name)
+    problems += _medium_problems(medium, class_noun)
+    if problems:
+        raise ProjectError("This project cannot be opened:", problems)
     twin = next((other for other in _folders(home) if other.name != folder and other.name.casefold() == folder.casefold()), None)
     if twin is not None:
         raise ProjectError(f"{name!r} would share its folder with {twin.name!r} on Windows and macOS. Choose another name.")
     described = _read(root)
     if described and described["name"] != name.strip():
         raise ProjectError(f"The folder {folder} already belongs to {described['name']!r}. Choose a name that is written differently.")
-    project = Project(root, name.strip(), instance_token, class_noun.strip(), lap)
-    wanted = {"schema": SCHEMA, "name": project.name, "instance_token": instance_token, "class_noun": project.class_noun}
+    project = Project(root, name.strip(), instance_token, class_noun.strip(), lap, medium)
+    wanted = {"schema": SCHEMA, "name": project.name, "instance_token": instance_token, "class_noun": project.class_noun, "medium": medium}
     if any(described.get(field) != value for field, value in wanted.items()):
         created = described.get("created", datetime.now(timezone.utc).isoformat(timespec="seconds"))
         write_json(root / "project.json", {**wanted, "created": created})
@@ -143,7 +149,24 @@ def load_project(root: Path, lap: int = 1) -> Project:
     described = _read(root)
     if not described:
         raise ProjectError(f"There is no project in {root.name!r}.")
-    return Project(root, described["name"], described["instance_token"], described["class_noun"], lap)
+    return Project(
+        root, described["name"], described["instance_token"], described["class_noun"], lap, medium_named(described.get("medium"))
+    )
+
+
+def said_medium(home: Path, name: str) -> Medium | None:
+    """What the project of this character says of its pictures; None where it, or such a project, is not there.
+
+    Raises:
+        ProjectError: its project.json is damaged.
+    """
+    folder = folder_for(name)
+    return medium_named(_read(home / folder).get("medium")) if is_folder_name(folder) else None
+
+
+def medium_named(said: str | None) -> Medium | None:
+    """The medium that is meant; None for anything else."""
+    return next((medium for medium in MEDIA if medium == said), None)
 
 
 def is_folder_name(text: str) -> bool:
@@ -214,6 +237,18 @@ def _token_problems(token: str, noun: str) -> list[str]:
     elif noun.strip().casefold() == token.casefold():
         problems.append(f"the class noun and the instance token are both {token!r}: the noun is the ordinary word, the token a rare one")
     return problems
+
+
+def _medium_problems(medium: Medium | None, noun: str) -> list[str]:
+    if medium is None:
+        return [
+            "nobody has said yet whether the pictures are photographs or drawn: choose it under pictures_are. Only photographed faces are scored"
+        ]
+    if medium == "photographs" and is_hand_made(noun):
+        return [
+            f"the pictures are said to be photographs, and the class noun {noun.strip()!r} means a drawn character: change one of the two"
+        ]
+    return []
 
 
 @cache

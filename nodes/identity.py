@@ -10,10 +10,11 @@ from PIL import Image
 
 from ..flywheel import identity, identity_report, sifting
 from ..flywheel.dataset import Dataset
-from ..flywheel.drawings import ASSUMED, SAY_SO, drawn_character
+from ..flywheel.drawings import drawn_character
 from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
 from ..flywheel.faces.unseeing import Unseeing
+from ..flywheel.project import MEDIA
 from ..flywheel.references import calibrate, choose_references, no_references
 from ..flywheel.sheets import Tile, contact_sheet, histogram
 from . import host, sockets
@@ -25,7 +26,7 @@ ENGINE = (
     " downloaded by itself. insightface: for non-commercial research only. auraface, uniface: offered under Apache-2.0 and MIT, see docs/faces.md."
 )
 RULES: dict[str, identity.Rule] = {"the nearest reference": "best", "the mean of all references": "mean"}
-KINDS = ("a photographed person", "a drawn or stylised character")
+SAY_WHICH = "say which"
 SCORED = ("not scored", "scored all the same")
 TAKEN = ("not taken", "taken all the same")
 UNMEASURED = ("stop with an error", "give -1")
@@ -78,14 +79,6 @@ class IdentityReferences(io.ComfyNode):
                     tooltip="The nearest reference: tells which one matched, and a half profile among them is of use. The mean of all: fewer errors"
                     " if every reference is right, more if one is wrong. 0.60 means the same for both.",
                 ),
-                io.Combo.Input(
-                    "kind",
-                    options=list(KINDS),
-                    default=KINDS[0],
-                    optional=True,
-                    tooltip="The engines learned faces from photographs. What they say of a drawn face means nothing, and they seldom see that it is"
-                    " drawn: say so here, or in the project's class noun (anime girl). Then no image gets a number, and all go to your review.",
-                ),
                 _drawn_styles(
                     TAKEN,
                     "they are no references. If those words mean something else here or it is a photograph, have them taken all the same.",
@@ -107,12 +100,11 @@ class IdentityReferences(io.ComfyNode):
         names: str,
         engine: str,
         compare_with: str = next(iter(RULES)),
-        kind: str = KINDS[0],
         drawn_styles: str = TAKEN[0],
     ) -> io.NodeOutput:
-        if drawn := "somebody said so in Identity References" if kind == KINDS[1] else drawn_character(dataset.project):
+        if drawn := drawn_character(dataset.project):
             faces = no_references(drawn)
-            text = "\n".join([f"The character is drawn or stylised: {drawn}.", *faces.notes])
+            text = "\n".join([f"The character counts as drawn: {drawn}.", *faces.notes])
             return io.NodeOutput(sockets.References(faces, Unseeing()), text, ui=host.shown(text))
         measuring = embedder(engine)
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces").count
@@ -120,8 +112,7 @@ class IdentityReferences(io.ComfyNode):
         drawn_too = drawn_styles == TAKEN[1]
         faces = choose_references(dataset, measuring, named, rule=RULES[compare_with], drawn_too=drawn_too, report=report)
         meaning = calibrate(dataset, faces, measuring, drawn_too=drawn_too, report=report).words
-        asked = [] if any(SAY_SO in note for note in faces.notes) else [f"These numbers hold for a photographed person. {SAY_SO}"]
-        text = "\n".join([f"References: {', '.join(faces.names)}", *meaning, *faces.notes, *asked])
+        text = "\n".join([f"References: {', '.join(faces.names)}", *meaning, *faces.notes])
         return io.NodeOutput(sockets.References(faces, measuring), text, ui=host.shown(text))
 
 
@@ -150,17 +141,14 @@ class IdentityScore(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-            search_aliases=["face similarity", "face recognition"],
+            search_aliases=["score identity", "face similarity", "face recognition"],
         )
 
     @classmethod
     def execute(cls, dataset: Dataset, references: sockets.References, drawn_styles: str = SCORED[0]) -> io.NodeOutput:
         report = host.Reporter(cls.hidden.unique_id, "Measuring faces")
         scores = identity.score(dataset, references.faces, references.embedder, drawn_too=drawn_styles == SCORED[1], report=report.count)
-        lines = [_line(image.name, scores.by_key[image.key]) for image in dataset.images]
-        if any(score.similarity is not None for score in scores.by_key.values()):
-            lines.append(f"{ASSUMED} {SAY_SO}")
-        text = "\n".join(lines)
+        text = "\n".join(_line(image.name, scores.by_key[image.key]) for image in dataset.images)
         return io.NodeOutput(scores, text, ui=host.shown(text))
 
 
@@ -215,7 +203,7 @@ class IdentityFilter(io.ComfyNode):
                 sockets.DATASET.Output("rejected", tooltip="Surely not: 0.05 below the threshold, or not among the best."),
             ],
             is_output_node=True,
-            search_aliases=["face filter", "threshold", "top"],
+            search_aliases=["filter identity", "face filter", "threshold", "top"],
         )
 
     @classmethod
@@ -279,7 +267,7 @@ class IdentityReport(io.ComfyNode):
 
 class CompareFaces(io.ComfyNode):
     """Is it the same face? Compares images of any node with one or more reference images, here on this machine. Needs no project.
-    Photographed faces only: the number of a drawn one means nothing, so say under kind if they are drawn."""
+    Photographs only: the number of a drawn face means nothing."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -302,12 +290,19 @@ class CompareFaces(io.ComfyNode):
                 ),
                 _engine(),
                 io.Combo.Input(
-                    "kind",
-                    options=list(KINDS),
-                    default=KINDS[0],
+                    "pictures_are",
+                    options=[SAY_WHICH, *MEDIA],
+                    default=SAY_WHICH,
+                    tooltip="What the images and the reference are; generated ones that look like photographs are photographs. The engines learned from"
+                    " photographs and seldom see that a face is drawn. Of drawn, painted or stylised ones nothing is compared: every image is one that cannot be"
+                    " measured. Compare Pictures says how alike whole pictures look.",
+                ),
+                io.Combo.Input(
+                    "drawn_styles",
+                    options=list(SCORED),
+                    default=SCORED[0],
                     optional=True,
-                    tooltip="Whom the images show. The engines learned faces from photographs and seldom see that one is drawn. Of a drawn or stylised"
-                    " character nothing is compared: every image is one that cannot be measured. Compare Pictures says how alike whole pictures look.",
+                    tooltip="Images whose face looks drawn are ones that cannot be measured. If they are photographs, have them scored all the same.",
                 ),
             ],
             outputs=[
@@ -322,21 +317,29 @@ class CompareFaces(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: torch.Tensor, reference: torch.Tensor, threshold: float, not_measurable: str, engine: str, kind: str = KINDS[0]
+        cls,
+        images: torch.Tensor,
+        reference: torch.Tensor,
+        threshold: float,
+        not_measurable: str,
+        engine: str,
+        pictures_are: str,
+        drawn_styles: str = SCORED[0],
     ) -> io.NodeOutput:
+        if pictures_are == SAY_WHICH:
+            raise IdentityError(
+                "Say under pictures_are what the images are: photographs, or drawn. Faces are compared in photographs only."
+            )
         shown, against = host.pictures(images), host.pictures(reference)
-        if kind == KINDS[1]:
+        if pictures_are == "drawn":
             scores = identity.not_compared(len(shown), "somebody said so in Compare Faces")
         else:
-            scores = identity.compare(shown, against, embedder(engine))
+            scores = identity.compare(shown, against, embedder(engine), drawn_too=drawn_styles == SCORED[1])
         if not_measurable == UNMEASURED[0] and (
             unclear := [f"{score.image_key}: {score.note}" for score in scores if score.similarity is None]
         ):
             raise IdentityError("These images cannot be measured; leave them out, or set not_measurable to give -1:", unclear)
-        lines = [_line(score.image_key, score) for score in scores]
-        if any(score.similarity is not None for score in scores):
-            lines.append(f"{ASSUMED} If they are, set kind to {KINDS[1]!r}.")
-        text = "\n".join(lines)
+        text = "\n".join(_line(score.image_key, score) for score in scores)
         picture = host.tensor(contact_sheet(_tiles(against, shown, scores, threshold), title="Compare Faces"))
         values = [-1.0 if score.similarity is None else score.similarity for score in scores]
         return io.NodeOutput(values, [value >= threshold for value in values], picture, text, ui=host.shown(text, picture, cls))

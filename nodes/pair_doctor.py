@@ -42,7 +42,10 @@ class PairDoctor(io.ComfyNode):
                     tooltip="align: put the control into the target's framing, to a fraction of a pixel. drop: leave out what cannot be mended.",
                 ),
                 io.Boolean.Input(
-                    "faces", default=False, tooltip="Also compare the faces of target and control. Slow; needs the face engine."
+                    "faces",
+                    default=False,
+                    tooltip="Also compare the faces of target and control. For photographs only: the number of a drawn face means nothing. Slow; needs"
+                    " the face engine.",
                 ),
                 *widgets(pair_doctor.Limits),
             ],

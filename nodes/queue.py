@@ -25,7 +25,7 @@ import aiohttp
 
 from ..flywheel import identity
 from ..flywheel.errors import FlywheelError, ProblemsError
-from ..flywheel.project import load_project
+from ..flywheel.project import MEDIA, load_project
 from .progress import Meter
 
 Prompt = dict[str, Any]  # a graph in ComfyUI's API format, by node id
@@ -428,6 +428,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name")
     parser.add_argument("--token")
     parser.add_argument("--class-noun")
+    parser.add_argument("--pictures", choices=MEDIA)
     return parser.parse_args(arguments)
 
 
@@ -437,6 +438,7 @@ async def _lap(args: argparse.Namespace) -> None:
         "Project.name": args.name or args.photos.resolve().name,  # another person's photos never end up in this one's project
         "Project.instance_token": args.token,
         "Project.class_noun": args.class_noun,
+        "Project.pictures_are": args.pictures,
     }
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     prompt = with_overrides(graph, {key: value for key, value in wanted.items() if value})

@@ -87,8 +87,9 @@ def test_an_older_python_can_read_the_entry_and_is_told_what_it_lacks():
         ([], 2, "required"),
         (["lap", "--fotos", "x"], 2, "--fotos"),
         (["lap", "--python", "x"], 2, "--comfyui"),
-        (["lap", "--photos", "nowhere"], 1, "nowhere is not a folder"),
-        (["lap", "--comfyui", "nowhere", "--photos", "."], 1, "there is no main.py"),
+        (["lap", "--photos", "nowhere", "--pictures", "photographs"], 1, "nowhere is not a folder"),
+        (["lap", "--photos", "."], 2, "add --pictures photographs, or --pictures drawn"),
+        (["lap", "--comfyui", "nowhere", "--photos", ".", "--pictures", "drawn"], 1, "there is no main.py"),
     ],
 )
 def test_a_wrong_command_says_so_before_anything_is_fetched(arguments, code, words, tmp_path):
@@ -473,7 +474,19 @@ def test_the_lap_from_photographs_to_a_training_set_with_ones_own_comfyui(comfyu
         shutil.copy(photos / name, own)
     home = tmp_path / "home"
     command = [sys.executable, ENTRY, "lap", "--home", home, "--comfyui", comfyui, "--python", sys.executable]
-    command += ["--photos", own, "--name", "Ada ü", "--token", "qxada", "--class-noun", "woman", "--auto-review"]
+    command += [
+        "--photos",
+        own,
+        "--name",
+        "Ada ü",
+        "--token",
+        "qxada",
+        "--class-noun",
+        "woman",
+        "--pictures",
+        "photographs",
+        "--auto-review",
+    ]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
     training = home / "comfy" / "output" / "flenwheel" / "Ada_ü" / "data" / "training" / "v1"

@@ -61,7 +61,7 @@ def _task(row: Row, bench: Bench, root: Path, swap: int) -> dict[str, Any]:
 
     side = row.side
     place = bench.place / f"musubi-{row.controls}-{side}-{swap}"
-    project = open_project(place / "home", "Anna", instance_token="ohwx_char", class_noun="person")
+    project = open_project(place / "home", "Anna", instance_token="ohwx_char", class_noun="person", medium="photographs")
     data = peft_tiny.triplets(project, 2, controls=row.controls, size=(side, side))
     light = {"fp8": False, "optimizer": "AdamW", "more": "num_layers = 1; max_data_loader_n_workers = 1"}
     options = light if bench.tiny else {"fp8": True, "blocks_to_swap": swap}

@@ -20,7 +20,7 @@ def picture(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return open_project(tmp_path / "flenwheel", "Anna", instance_token="ohwx_char", class_noun="person")
+    return open_project(tmp_path / "flenwheel", "Anna", instance_token="ohwx_char", class_noun="person", medium="photographs")
 
 
 @pytest.fixture

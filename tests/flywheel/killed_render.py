@@ -19,7 +19,7 @@ from PIL import Image
 from stamp import Darkroom, Stamp
 
 home, count, kill_after = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-stage = open_project(home, "Anna", instance_token="ohwx_char", class_noun="person").stage("enriched")
+stage = open_project(home, "Anna", instance_token="ohwx_char", class_noun="person", medium="photographs").stage("enriched")
 control = home / "control.png"
 if not control.exists():
     write_whole(control, png_bytes(Image.effect_noise((256, 256), 60).convert("RGB")))

@@ -23,7 +23,7 @@ def people():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    return open_project(tmp_path_factory.mktemp("faces"), "Hard", instance_token="ohwx_char", class_noun="person")
+    return open_project(tmp_path_factory.mktemp("faces"), "Hard", instance_token="ohwx_char", class_noun="person", medium="photographs")
 
 
 def _fitted(image: Image.Image, px: int) -> Image.Image:

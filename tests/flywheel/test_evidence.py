@@ -227,4 +227,4 @@ def test_a_drawing_is_beside_the_photographs_without_a_number(project, scored):
     assert told["crops"]["image"], "the face is shown all the same"
     shown = item(desk, drawn.key)
     assert (shown["state"], shown["similarity"], shown["suggestion"]) == ("unverifiable", None, None)
-    assert shown["score_note"].startswith("drawn: its prompt asks for 'anime'")
+    assert shown["score_note"].startswith("counts as drawn: its prompt asks for 'anime'")

@@ -122,7 +122,9 @@ def test_no_face_anywhere_names_every_file(album):
     with pytest.raises(IdentityError) as caught:
         choose_references(dataset, Painted())
     assert [problem[:5] for problem in caught.value.problems[:2]] == ["a.png", "b.png"] and len(caught.value.problems) == 3
-    assert caught.value.problems[2].startswith("In 2 of 2 pictures no clear face was found. If the character is drawn or stylised, say so")
+    assert caught.value.problems[2].startswith(
+        "In 2 of 2 pictures no clear face was found. If the character is drawn or stylised after all"
+    )
 
 
 def test_every_state(album):
@@ -289,7 +291,7 @@ def test_what_its_prompt_asks_to_be_drawn_gets_no_number_and_goes_to_the_review(
     scores = identity.score(dataset, references, Painted())
     drawn, photo = (scores.by_key[image.key] for image in dataset.images)
     assert (drawn.state, drawn.similarity, drawn.distance, drawn.matched, drawn.faces) == ("unverifiable", None, None, None, 1)
-    assert drawn.note.startswith("drawn: its prompt asks for 'anime'") and "set drawn_styles of Identity Score" in drawn.note
+    assert drawn.note.startswith("counts as drawn: its prompt asks for 'anime'") and "set drawn_styles of Identity Score" in drawn.note
     assert photo.state == "measured" and photo.note == ""
     assert identity.comparable_scores(project, [drawn.image_key])[drawn.image_key] == drawn, "the review tells it too"
     parts = sifting.parts(scores, threshold=0.99)
@@ -342,14 +344,14 @@ def test_a_picture_that_its_words_call_drawn_is_a_reference_only_if_somebody_say
 
 def test_a_drawn_character_is_never_measured(album, project):
     dataset = album(a=painted((10,), seed=1), b=painted((30,), seed=2))
-    references = no_references("'anime girl' is the project's class noun")
+    references = no_references("the project says so")
     scores = identity.score(dataset, references, Unseeing())
     assert states(scores) == {"a": "unverifiable", "b": "unverifiable"}
-    assert by_name(scores, "a").note == "drawn: 'anime girl' is the project's class noun, and the number of a drawn face means nothing"
+    assert by_name(scores, "a").note == "counts as drawn: the project says so, and the number of a drawn face means nothing"
     assert len(sifting.parts(scores).review.images) == 2
     assert references.fingerprint != choose_references(dataset, Painted()).fingerprint
     report = identity_report.build(scores, references, 0.6)
-    assert "because the character is drawn" in report.html and "nearest of" not in report.html
+    assert "because the character counts as drawn" in report.html and "nearest of" not in report.html
     image = dataset.images[0]
     assert identity.score_image(painted((10,)), image.key, project, references, Unseeing()).state == "unverifiable"
 
@@ -364,16 +366,15 @@ def test_numbers_from_before_the_character_was_said_to_be_drawn_are_shown_no_mor
         return [identity.comparable_scores(of, keys)[key].similarity for key in keys]
 
     assert None not in shown(project)
-    girl = replace(project, class_noun="anime girl")
-    assert shown(girl) == [None] * 3, "the class noun says it"
-    note = "drawn: 'anime girl' is the project's class noun, and the number of a drawn face means nothing"
+    unsaid, girl = replace(project, medium=None), replace(project, medium="drawn")
+    assert shown(girl) == shown(unsaid) == [None] * 3
+    note = "counts as drawn: nobody has said that the pictures are photographs (pictures_are in Project), and the number of a drawn face means nothing"
+    assert {score.note for score in identity.comparable_scores(unsaid, keys).values()} == {note}
+    note = "counts as drawn: the project says so, and the number of a drawn face means nothing"
     assert {score.note for score in identity.comparable_scores(girl, keys).values()} == {note}
     of_girl = replace(dataset, project=girl)
     assert set(states(identity.score(of_girl, photos, Forbidden())).values()) == {"unverifiable"}, "also against photographs of somebody"
     assert identity.score_image(painted((10,)), keys[0], girl, photos, Forbidden()).state == "unverifiable"
-    identity.score(dataset, photos, Painted())
-    identity.score(dataset.keeping({keys[0]}), no_references("somebody said so in Identity References"), Unseeing())
-    assert shown(project) == [None] * 3, "somebody said it after they were measured"
     identity.score(dataset, photos, Painted())
     assert None not in shown(project), "the last word counts"
 
@@ -383,14 +384,14 @@ def test_where_the_character_may_be_drawn_somebody_is_asked(album, project):
     assert not any("drawn" in note for note in choose_references(clear, Painted()).notes)
     half = album(d=painted(seed=4), e=painted((10, 200, 1), seed=5), f=painted((10,), seed=6), g=painted((12,), seed=7))
     assert any(
-        note.startswith("In 2 of 4 pictures no clear face was found. If the character is drawn")
+        note.startswith("In 2 of 4 pictures no clear face was found. If the character is drawn or stylised after all")
         for note in choose_references(half, Painted()).notes
     )
     called = replace(clear, images=tuple(replace(image, caption="an anime girl, smiling") for image in clear.images))
     assert any(note.startswith("A caption says 'an anime girl, smiling'") for note in choose_references(called, Painted()).notes)
-    with pytest.raises(IdentityError, match="If the character is drawn or stylised, say so"):
+    with pytest.raises(IdentityError, match="If the character is drawn or stylised after all, say so"):
         choose_references(album(h=painted(seed=8)), Painted())
-    with pytest.raises(IdentityError, match="If the character is drawn or stylised, say so"):
+    with pytest.raises(IdentityError, match="If the character is drawn or stylised after all, say so"):
         choose_references(album(i=painted((10,), seed=9), j=painted((200,), seed=10)), Painted())
 
 

@@ -65,7 +65,7 @@ def test_the_page_holds_everything_and_is_written_beside_the_images(scored):
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "nothing is loaded from anywhere"
     assert page.count('<li><img alt="reference"') == 4, "each beside its reference"
     assert "0.93 (distance 0.10, match)" in page and "0.05 (distance 1.30, different)" in page, "never the one without the other"
-    assert "Taken for photographs: " in page, "what is assumed is said"
+    assert "Photographs, as the project says" in page, "what is assumed is said"
     assert "no face was found" in page and "source_001.png, source_002.png" in page
     assert Shelf(scores.dataset.stage).files.keys() == {f"{number:016x}" for number in range(5)}, "the page is no candidate"
 

@@ -67,7 +67,7 @@ def test_23_images_of_the_best_photo_in_rows_and_nothing_measured_without_refere
 
 def test_of_a_drawn_character_no_face_is_measured(photos):
     made = card(photos, references=no_references("somebody said so"), embedder=Unseeing())
-    why = "drawn: somebody said so, and the number of a drawn face means nothing"
+    why = "counts as drawn: somebody said so, and the number of a drawn face means nothing"
     assert {(shot.verdict, shot.why) for shot in made.shots} == {("undecided", why)}
 
 

@@ -188,7 +188,7 @@ def test_archives_that_lead_elsewhere_or_hold_nothing_are_refused(shirts, conten
 
 
 def test_photos_of_a_project_come_in(shirts, tmp_path):
-    project = open_project(tmp_path / "home", "Anna", instance_token="ohwx_anna", class_noun="woman")
+    project = open_project(tmp_path / "home", "Anna", instance_token="ohwx_anna", class_noun="woman", medium="photographs")
     source = project.stage("source").folder
     source.mkdir(parents=True, exist_ok=True)
     (source / "a.png").write_bytes(png(1))

@@ -2,11 +2,11 @@ import json
 
 import pytest
 from comfyui_flenwheel.flywheel.errors import ProjectError
-from comfyui_flenwheel.flywheel.project import is_folder_name, laps, load_project, open_project, project_roots
+from comfyui_flenwheel.flywheel.project import is_folder_name, laps, load_project, open_project, project_roots, said_medium
 
 
-def opened(home, name="Anna", token="ohwx_char", noun="person", lap=1):
-    return open_project(home, name, instance_token=token, class_noun=noun, lap=lap)
+def opened(home, name="Anna", token="ohwx_char", noun="person", lap=1, medium="photographs"):
+    return open_project(home, name, instance_token=token, class_noun=noun, medium=medium, lap=lap)
 
 
 def test_opening_twice_is_opening_once(tmp_path):
@@ -54,6 +54,29 @@ def test_all_problems_are_told_at_once(tmp_path):
     with pytest.raises(ProjectError) as told:
         opened(tmp_path, name="", token="dog", noun=" ", lap=0)
     assert len(told.value.problems) == 4
+
+
+def test_whether_the_pictures_are_photographs_must_be_said_once_and_can_be_changed(tmp_path):
+    with pytest.raises(ProjectError, match="choose it under pictures_are"):
+        opened(tmp_path, medium=None)
+    assert not list(tmp_path.iterdir()) and said_medium(tmp_path, "Anna") is None
+    assert opened(tmp_path).medium == "photographs"
+    assert opened(tmp_path, medium=None).medium == "photographs", "as said before"
+    assert opened(tmp_path, noun="anime girl", medium="drawn").medium == "drawn"
+    assert said_medium(tmp_path, "Anna") == load_project(tmp_path / "Anna").medium == "drawn"
+    with pytest.raises(ProjectError, match="'anime girl' means a drawn character: change one of the two"):
+        opened(tmp_path, noun="anime girl")
+    assert load_project(tmp_path / "Anna").medium == "drawn"
+
+
+def test_a_project_from_before_it_was_asked_opens_and_says_nothing(tmp_path):
+    project = opened(tmp_path)
+    described = json.loads((project.root / "project.json").read_text())
+    for medium in ("", "vinyl"):
+        (project.root / "project.json").write_text(json.dumps({**described, "medium": medium}))
+        assert load_project(project.root).medium is None
+    with pytest.raises(ProjectError, match="nobody has said yet"):
+        opened(tmp_path, medium=None)
 
 
 def test_two_names_with_one_folder_are_refused(tmp_path):

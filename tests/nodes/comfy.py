@@ -74,8 +74,11 @@ def first_lap(**overrides: Any) -> dict[str, Any]:
 
 
 def bundled(name: str, **overrides: Any) -> dict[str, Any]:
-    """A bundled API workflow with some inputs changed: `Project__name="Anna"`; spaces of titles as _."""
+    """A bundled API workflow with some inputs changed: `Project__name="Anna"`; spaces of titles as _. Its pictures are said to be photographs."""
     prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in prompt.values():
+        if node["class_type"] == "FLEN_Project":
+            node["inputs"]["pictures_are"] = "photographs"
     for selector, value in overrides.items():
         title, _, name = selector.partition("__")
         node = next(node for node in prompt.values() if node["_meta"]["title"].replace(" ", "_").replace("/", "") == title)

@@ -72,6 +72,7 @@ def graph(folder: Path, name: str, **overrides):
                 "threshold": 0.6,
                 "not_measurable": "stop with an error",
                 "engine": "dlib",
+                "pictures_are": "photographs",
             },
         },
     }
@@ -93,8 +94,6 @@ def test_identity_works_where_importing_face_recognition_ends_the_process(bare, 
     assert page.is_file() and page.name == "identity_report.html" and page.is_relative_to(bare.base)
     assert "Least alike" in page.read_text(encoding="utf-8")
     assert "different" in outcome.text("109")
-    for number, way in (("104", "say so: under kind in Identity References"), ("109", "set kind to 'a drawn or stylised character'")):
-        assert "Taken for photographs: " in outcome.text(number) and way in outcome.text(number), "what is assumed is said"
 
     again = comfy.run(bare.address, graph(photos, "bare", keep="the best of them, a number", amount=2))
     assert again.status == "success" and {"103", "104", "106"} <= again.cached, "another filter measures nothing"
@@ -104,25 +103,30 @@ def test_identity_works_where_importing_face_recognition_ends_the_process(bare, 
 def all_to_the_review(outcome, why) -> bool:
     """The graph runs to its end, and no image has a number."""
     assert outcome.status == "success", outcome.error
-    lines = outcome.text("104").splitlines()  # nothing was taken for a photograph, so there is no line that says so
-    assert lines and all(f"not measurable (drawn: {why}" in line for line in lines)
+    lines = outcome.text("104").splitlines()
+    assert lines and all(f"not measurable (counts as drawn: {why}" in line for line in lines)
     assert outcome.text("105").startswith(f"0 at or above 0.60, 0 below, {len(lines)} not measurable, of {len(lines)}.")
     page = Path(outcome.text("106").rpartition("page: ")[2]).read_text(encoding="utf-8")
-    return "Compared with nothing, because the character is drawn" in page and "similarity" not in outcome.text("104")
+    return "Compared with nothing, because the character counts as drawn" in page and "similarity" not in outcome.text("104")
 
 
 def test_what_cannot_be_said_is_not_said(bare, photos):
-    drawn = graph(photos, "bare")
-    drawn["103"]["inputs"]["kind"] = "a drawn or stylised character"
-    assert "If the character is drawn or stylised, say so" in comfy.run(bare.address, graph(photos, "bare")).text("103"), (
-        "it is always asked"
-    )
-    assert all_to_the_review(comfy.run(bare.address, drawn), "somebody said so in Identity References")
     drawn = graph(photos, "bare cartoon")
-    drawn["1"]["inputs"]["class_noun"] = "cartoon dog"
+    drawn["1"]["inputs"] |= {"class_noun": "cartoon dog", "pictures_are": "as said before"}
     outcome = comfy.run(bare.address, drawn)
-    assert all_to_the_review(outcome, "'cartoon dog' is the project's class noun")
-    assert "faces are not compared, because the character is drawn" in "".join(str(shown) for shown in outcome.outputs.values())
+    assert outcome.status == "error" and "nobody has said yet whether the pictures are photographs or drawn" in outcome.error
+    assert not (bare.base / "output" / "flenwheel" / "bare_cartoon").exists()
+    drawn["1"]["inputs"]["pictures_are"] = "drawn"
+    outcome = comfy.run(bare.address, drawn)
+    assert all_to_the_review(outcome, "the project says so")
+    assert "faces are not compared, because the character counts as drawn" in "".join(str(shown) for shown in outcome.outputs.values())
+    drawn["1"]["inputs"] |= {"class_noun": "dog", "pictures_are": "as said before"}
+    asked_again = comfy.run(bare.address, drawn)
+    assert all_to_the_review(asked_again, "the project says so")
+    comfy.run(bare.address, graph(photos, "bare cartoon"))
+    told_otherwise = comfy.run(bare.address, drawn)
+    assert "104" not in told_otherwise.cached and "similarity" not in told_otherwise.text("104"), "another graph has said it since"
+    assert "nearest" in told_otherwise.text("104")
     Image.new("RGB", (300, 300), "grey").save(bare.base / "input" / "grey.png")
     nobody = {number: node for number, node in graph(photos, "bare").items() if number in ("107", "108", "109")}
     nobody["108"]["inputs"]["image"] = "grey.png"
@@ -137,13 +141,15 @@ def test_drawn_faces_are_not_compared(bare, photos):
     for name in ("obama.jpg", "biden.jpg"):
         shutil.copy(photos / name, bare.base / "input")
     pair = {number: node for number, node in graph(photos, "bare").items() if number in ("107", "108", "109")}
-    pair["109"]["inputs"]["kind"] = "a drawn or stylised character"
+    pair["109"]["inputs"]["pictures_are"] = "say which"
     outcome = comfy.run(bare.address, pair)
-    assert outcome.status == "error" and "image 1: drawn: somebody said so in Compare Faces" in outcome.error
+    assert outcome.status == "error" and "Say under pictures_are what the images are" in outcome.error
+    pair["109"]["inputs"]["pictures_are"] = "drawn"
+    outcome = comfy.run(bare.address, pair)
+    assert outcome.status == "error" and "image 1: counts as drawn: somebody said so in Compare Faces" in outcome.error
     pair["109"]["inputs"]["not_measurable"] = "give -1"
     outcome = comfy.run(bare.address, pair)
-    assert outcome.status == "success" and outcome.text("109").startswith("image 1: not measurable (drawn: ")
-    assert "Taken for photographs" not in outcome.text("109")
+    assert outcome.status == "success" and outcome.text("109").startswith("image 1: not measurable (counts as drawn: ")
 
 
 def test_a_drawn_character_goes_through_where_no_face_engine_is_installed(comfyui, photos, tmp_path):
@@ -153,11 +159,13 @@ def test_a_drawn_character_goes_through_where_no_face_engine_is_installed(comfyu
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     lap = {"Curate_Source__folder": str(photos), "Prompt_Set__per_source": 1, "Enrich_Dataset__megapixels": 0.1}
     with Server(comfyui, Path(sys.executable), tmp_path / "comfyui", env=env) as running:
-        drawn = comfy.run(running.address, comfy.first_lap(Project__name="girl", Project__class_noun="anime girl", **lap))
+        drawn = comfy.run(
+            running.address, comfy.first_lap(Project__name="girl", Project__class_noun="anime girl", Project__pictures_are="drawn", **lap)
+        )
         assert drawn.status == "success", drawn.error
         for scored in ("4", "9"):
             lines = drawn.text(scored).splitlines()
-            assert lines and all("not measurable (drawn: 'anime girl' is the project's class noun" in line for line in lines)
+            assert lines and all("not measurable (counts as drawn: the project says so" in line for line in lines)
         items = comfy.review(running.address, "girl")["items"]
         assert items and all(item["similarity"] is None and item["suggestion"] is None for item in items), "the review shows no number"
         person = comfy.run(running.address, comfy.first_lap(Project__name="person", **lap))

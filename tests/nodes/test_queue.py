@@ -62,7 +62,7 @@ def test_everything_that_cannot_be_set_is_told_at_once_with_what_there_is():
 
 def test_the_bundled_graph_has_the_inputs_that_the_lap_sets():
     graph = json.loads(queue.WORKFLOW.read_text(encoding="utf-8"))
-    names = ("Project.name", "Project.instance_token", "Project.class_noun", "Curate Source.folder")
+    names = ("Project.name", "Project.instance_token", "Project.class_noun", "Project.pictures_are", "Curate Source.folder")
     with_overrides(graph, dict.fromkeys(names, "x"))
 
 
@@ -152,7 +152,8 @@ def enriching(name: str, photos: Path, seconds_per_image: float) -> dict[str, di
     graph["6"]["inputs"] |= {"dataset": ["2", 0], "per_source": 3}
     graph["8"]["inputs"] |= {"dataset": ["2", 0], "megapixels": 0.1}
     del graph["8"]["inputs"]["references"]
-    values = {"Project.name": name, "Curate Source.folder": str(photos), "Rehearsal Editor.seconds_per_image": seconds_per_image}
+    values = {"Project.name": name, "Project.pictures_are": "photographs", "Curate Source.folder": str(photos)}
+    values["Rehearsal Editor.seconds_per_image"] = seconds_per_image
     return with_overrides(graph, values)
 
 

@@ -70,7 +70,9 @@ def send_until_stored(address: str, path: str, body: dict) -> int:
 def test_no_verdict_is_lost_or_doubled_when_the_server_is_killed(comfyui, tmp_path):
     draw = random.Random(20)
     with Server(comfyui, Path(sys.executable), tmp_path) as server:
-        project = open_project(tmp_path / "output" / "flenwheel", "Burst", instance_token="ohwx_char", class_noun="person")
+        project = open_project(
+            tmp_path / "output" / "flenwheel", "Burst", instance_token="ohwx_char", class_noun="person", medium="photographs"
+        )
         images = [Image.new("RGB", (16, 16), (number % 256, number // 256, 7)) for number in range(VERDICTS)]
         candidates = adopt(project.stage("enriched"), images, caption="photo of ohwx_char person")
         wanted = {image.key: draw.choice(ledger.LABELS) for image in candidates.images}

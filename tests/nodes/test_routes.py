@@ -26,7 +26,9 @@ pytestmark = pytest.mark.comfy
 @pytest.fixture
 def candidates(server, request):
     name = f"r {request.node.name[5:40]}"
-    project = open_project(server.base / "output" / "flenwheel", name, instance_token="ohwx_char", class_noun="person")
+    project = open_project(
+        server.base / "output" / "flenwheel", name, instance_token="ohwx_char", class_noun="person", medium="photographs"
+    )
     return adopt(
         project.stage("enriched"),
         [Image.new("RGB", (64, 48), (number, 0, 0)) for number in range(4)],
@@ -198,7 +200,7 @@ def test_files_sorted_by_hand_show_up(server, candidates):
 def one_image_to_a_gate(name, stage):
     """A graph in which node 4 is a Review Gate over one image."""
     return {
-        "1": {"class_type": "FLEN_Project", "inputs": {"name": name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1}, "_meta": {"title": "P"}},
+        "1": {"class_type": "FLEN_Project", "inputs": {"name": name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1, "pictures_are": "photographs"}, "_meta": {"title": "P"}},
         "2": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}, "_meta": {"title": "E"}},
         "3": {"class_type": "FLEN_ImagesToDataset", "inputs": {"project": ["1", 0], "images": ["2", 0], "stage": stage, "caption": "", "prompt": ""}, "_meta": {"title": "I"}},
         "4": {"class_type": "FLEN_ReviewGate", "inputs": {"candidates": ["3", 0], "when_pending": "stop"}, "_meta": {"title": "G"}},
@@ -438,7 +440,7 @@ def test_repairs_run_as_a_graph(server, send, candidates):
     key = candidates.images[0].key
     send("/repair", {"key": key, "prompt": "Change background to forest", "seeds": [5], "from": "candidate"})
     prompt = {
-        "1": {"class_type": "FLEN_Project", "inputs": {"name": candidates.project.name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1}, "_meta": {"title": "P"}},
+        "1": {"class_type": "FLEN_Project", "inputs": {"name": candidates.project.name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1, "pictures_are": "photographs"}, "_meta": {"title": "P"}},
         "2": {"class_type": "FLEN_RehearsalEditor", "inputs": {}, "_meta": {"title": "E"}},
         "3": {"class_type": "FLEN_RepairCandidates", "inputs": {"project": ["1", 0], "editor": ["2", 0], "limit": 0, "tries_each": 0}, "_meta": {"title": "R"}},
     }  # fmt: skip

@@ -25,7 +25,10 @@ SETTINGS, START, MONITOR, TRAINED = "2", "3", "4", "5"
 
 def graph(name, options="seconds_per_step = 0", steps=60, **settings):
     return {
-        "1": {"class_type": "FLEN_Project", "inputs": {"name": name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1}},
+        "1": {
+            "class_type": "FLEN_Project",
+            "inputs": {"name": name, "instance_token": "ohwx_char", "class_noun": "person", "version": 1, "pictures_are": "photographs"},
+        },
         SETTINGS: {
             "class_type": "FLEN_CharacterLoraSettings",
             "inputs": {
@@ -53,7 +56,9 @@ def graph(name, options="seconds_per_step = 0", steps=60, **settings):
 
 
 def project_in(server, name, images=12):
-    project = open_project(server.base / "output" / "flenwheel", name, instance_token="ohwx_char", class_noun="person")
+    project = open_project(
+        server.base / "output" / "flenwheel", name, instance_token="ohwx_char", class_noun="person", medium="photographs"
+    )
     folder = project.stage("training").folder / "10_ohwx_char person"
     for number in range(images):
         pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)

@@ -35,7 +35,7 @@ def own_queue(tmp_path, monkeypatch):
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return open_project(tmp_path / "flenwheel", "Anna", instance_token="ohwx_char", class_noun="person")
+    return open_project(tmp_path / "flenwheel", "Anna", instance_token="ohwx_char", class_noun="person", medium="photographs")
 
 
 @pytest.fixture

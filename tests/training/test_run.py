@@ -179,7 +179,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_told_in_words_and_going_on_after_it_was_freed_ends_well(spec, small_disk):
-    project = open_project(small_disk, "Anna", instance_token="ohwx_char", class_noun="person")
+    project = open_project(small_disk, "Anna", instance_token="ohwx_char", class_noun="person", medium="photographs")
     folder = training_set(project, 12)
     job = made(project, dataclasses.replace(spec, dataset_key=trainset.read(folder).key, rank=16, save_every=5))
     filler = small_disk / "filler"

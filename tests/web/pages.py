@@ -56,7 +56,7 @@ def portrait(number: int) -> Image.Image:
 
 def reviewed_project(home: Path, name: str, count: int, spoil: Mapping[int, Callable[[bytes], bytes]] = NOTHING) -> tuple[Project, Dataset]:
     """A project below `home` with one source and `count` candidates made from it. `spoil` changes the bytes of some."""
-    project = open_project(home, name, instance_token="ohwx_char", class_noun="person")
+    project = open_project(home, name, instance_token="ohwx_char", class_noun="person", medium="photographs")
     photo = project.stage("source").folder / "source_001.png"
     write_whole(photo, png_bytes(portrait(200)))
     source = {"key": content_key(photo), "name": photo.name}

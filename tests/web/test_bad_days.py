@@ -103,9 +103,9 @@ def test_an_image_that_cannot_be_decoded_is_marked_and_can_be_rejected(server, n
 
 
 def test_no_image_is_said_and_the_first_one_appears_by_itself(server, new_tab):
-    stage = open_project(server.base / "output" / "flenwheel", "empty yet", instance_token="ohwx_char", class_noun="person").stage(
-        "enriched"
-    )
+    stage = open_project(
+        server.base / "output" / "flenwheel", "empty yet", instance_token="ohwx_char", class_noun="person", medium="photographs"
+    ).stage("enriched")
     stage.folder.mkdir(parents=True)
     tab = new_tab(f"{server.address}/flenwheel/review?project={stage.project.folder_name}&stage=enriched&version=v1")
     tab.wait_for_selector("#empty:not([hidden])")

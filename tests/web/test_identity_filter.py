@@ -25,6 +25,7 @@ def page(request, server, new_tab, photos):
     workflow = json.loads((WORKFLOW.parent / "identity_check.json").read_text(encoding="utf-8"))
     values = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
     values["FLEN_Project"][0], values["FLEN_CurateSource"][0] = f"live {request.param}", str(photos)
+    values["FLEN_Project"][-1] = "photographs"
     tab.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
     tab.evaluate("() => app.queuePrompt(0)")
     tab.wait_for_selector(f"{SPREAD} div", state="attached", timeout=120_000)

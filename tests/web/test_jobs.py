@@ -20,7 +20,9 @@ ADD_MONITOR = (
 
 def trained(server, name: str, *, steps: int, **options) -> tuple[Project, jobs.Job]:
     """A rehearsal in a project of its own on this server's disk, started."""
-    project = open_project(server.base / "output" / "flenwheel", name, instance_token="ohwx_char", class_noun="person")
+    project = open_project(
+        server.base / "output" / "flenwheel", name, instance_token="ohwx_char", class_noun="person", medium="photographs"
+    )
     folder = project.stage("training").folder / "10_ohwx_char person"
     for number in range(3):
         write_whole(folder / f"image_{number}.png", png_bytes(portrait(number)))

@@ -278,7 +278,7 @@ def load_workflow(graph, name, photos, *, per_source):
     """The bundled graph as a person opens it, with a name and photos of this test's own."""
     graph.evaluate("(workflow) => app.loadGraphData(workflow)", json.loads(WORKFLOW.read_text()))
     chosen = {
-        "FLEN_Project": {"name": name},
+        "FLEN_Project": {"name": name, "pictures_are": "photographs"},
         "FLEN_CurateSource": {"folder": str(photos)},
         "FLEN_PromptSet": {"per_source": per_source},
         "FLEN_EnrichDataset": {"megapixels": 0.1},

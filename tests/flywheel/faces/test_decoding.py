@@ -52,7 +52,7 @@ def test_every_form_of_a_photo_is_the_same_man_and_what_cannot_be_read_is_named(
     whole = named["obama2"].read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "zero bytes.png").write_bytes(b"")
-    project = open_project(tmp_path / "home", "Forms", instance_token="ohwx_char", class_noun="person")
+    project = open_project(tmp_path / "home", "Forms", instance_token="ohwx_char", class_noun="person", medium="photographs")
 
     curated = curate(project, photos_in(folder).photos, engine())
 

@@ -28,7 +28,7 @@ def people():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    return open_project(tmp_path_factory.mktemp("faces"), "Drawn", instance_token="ohwx_char", class_noun="person")
+    return open_project(tmp_path_factory.mktemp("faces"), "Drawn", instance_token="ohwx_char", class_noun="person", medium="photographs")
 
 
 def _fitted(image: Image.Image) -> Image.Image:
@@ -83,15 +83,25 @@ def test_a_face_that_looks_drawn_has_no_number_until_a_person_says_that_it_is_a_
     (key,) = (image.key for image in dataset.images if image.stem == "drawing")
     refused = scores.by_key[key]
     assert refused.state == "unverifiable" and refused.similarity is None and refused.faces == 1
-    assert refused.note.startswith("drawn: its edges are") and refused.note.endswith("set drawn_styles of Identity Score")
+    assert refused.note.startswith("counts as drawn: its edges are") and refused.note.endswith("set drawn_styles of Identity Score")
     kept = sifting.sift(scores, sifting.Sieve(threshold=0.99, keep="best", amount=1))
     assert "drawing" in {image.stem for image in kept.parts.review.images}, "never to the bin"
     assert all(score.state == "measured" for image, score in scores.by_key.items() if image != key)
 
     told = identity.score(dataset, references, engine(), drawn_too=True).by_key[key]
     assert told.state == "measured" and told.similarity > 0 and told.note.startswith("may be drawn: its edges are")
-    (compared,) = identity.compare([cel(people["obama"])], [people["obama2"]], engine())
-    assert compared.state == "measured" and compared.note.startswith("may be drawn: its edges are")
+
+
+def test_images_without_a_project_are_held_to_the_same(people):
+    drawing, photograph = cel(people["obama"]), people["obama2"]
+    (refused,) = identity.compare([drawing], [photograph], engine())
+    assert refused.similarity is None and refused.note.endswith("if it is a photograph all the same, set drawn_styles of Compare Faces")
+    with pytest.raises(IdentityError, match=r"reference 2: counts as drawn: its edges are .* set drawn_styles of Compare Faces"):
+        identity.compare([photograph], [photograph, drawing], engine())
+    (told,) = identity.compare([drawing], [photograph], engine(), drawn_too=True)
+    assert told.state == "measured" and told.note.startswith("may be drawn: its edges are")
+    (back,) = identity.compare([photograph], [drawing], engine(), drawn_too=True)
+    assert back.state == "measured"
 
 
 def test_a_face_that_looks_drawn_is_no_reference_until_a_person_says_that_it_is_a_photograph(album, people):

@@ -52,7 +52,7 @@ BY_HAND = {  # engine to its config and how many steps it says there
 
 @pytest.fixture
 def project(tmp_path):
-    return open_project(tmp_path / "Zoë's Bilder", "Anna", instance_token="ohwx_char", class_noun="person")
+    return open_project(tmp_path / "Zoë's Bilder", "Anna", instance_token="ohwx_char", class_noun="person", medium="photographs")
 
 
 @pytest.fixture
