@@ -1,6 +1,6 @@
 /**
  * FLENwheel in ComfyUI's graph: what a node has to say is shown on it; the Review Gate holds a small gallery; sidebar, menu and gate lead to the
- * review. The only file that knows ComfyUI's frontend; what it shows lies in review/, served by our own routes.
+ * review. What it shows lies in review/, served by our own routes.
  *
  * Of the graph only `properties.flenwheel` is saved: which review a gate waits for. A node whose message is missing or strange stays as it is.
  */

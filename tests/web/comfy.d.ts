@@ -1,4 +1,4 @@
-/** All that web/flenwheel.js may touch of ComfyUI's frontend: a new name here is a new dependency on it. */
+/** All that web/*.js may touch of ComfyUI's frontend: a new name here is a new dependency on it. */
 
 interface SidebarTab {
   id: string
