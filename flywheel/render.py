@@ -324,7 +324,7 @@ def summary(run: Run) -> Iterator[str]:
     """What happened, in sentences."""
     found = len(run.finished) - run.made
     pace = f", {run.seconds / run.made:.1f} s each" if run.made else ""
-    yield f"{run.made} images made in {run.seconds:.0f} s{pace}; {found} were there already."
+    yield f"{run.made} image{'' if run.made == 1 else 's'} made in {run.seconds:.0f} s{pace}; {found} were there already."
     yield from run.account
     if run.left:
         yield f"{run.left} images are left for the next run (limit)."

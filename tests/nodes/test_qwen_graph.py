@@ -266,7 +266,7 @@ def test_every_node_with_a_socket_for_an_editor_edits_and_a_lora_that_is_off_sta
     graph = {number: node for number, node in graph.items() if number in ("1", "3", "4", "5", "6", "7", EDITOR)}
     done = comfy.run(tiny.address, {**graph, "34": {"class_type": "FLEN_RepairCandidates", "inputs": repairs}})
     assert done.status == "success", done.error
-    assert "1 corrections in" in done.text("34") and "1 images made" in done.text("34")
+    assert "1 corrections in" in done.text("34") and "1 image made" in done.text("34")
 
     project = load_project(tiny.base / "output" / "flenwheel" / name.replace(" ", "_"))
     candidate = open_image(Shelf(project.stage("enriched")).files[made.request_key]).image
@@ -349,7 +349,7 @@ def test_latents_are_taken_as_pictures_once_they_are_decoded_and_refused_before(
     }
     graph[EDITOR]["inputs"]["picture_2"] = ["24", 0]
     outcome = comfy.run(tiny.address, graph)
-    assert outcome.status == "success" and "1 images made" in outcome.text("32"), outcome.error
+    assert outcome.status == "success" and "1 image made" in outcome.text("32"), outcome.error
     edit["images"] = graph[EDITOR]["inputs"]["picture_2"] = ["23", 0]
     errors = comfy.call(tiny.address, "/prompt", {"prompt": graph})[1]["node_errors"]
     for number in ("32", EDITOR):

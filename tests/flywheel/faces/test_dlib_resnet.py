@@ -105,7 +105,7 @@ def test_the_model_that_is_not_free_for_every_use_is_not_needed(tmp_path, monkey
     for path in dlib_engine._files.values():
         (tmp_path / "models" / path.name).symlink_to(path)
     assert not any("68" in path.name for path in (tmp_path / "models").iterdir())
-    monkeypatch.setattr(dlib_resnet, "_model_files", lambda: {part: tmp_path / "models" / name for part, name in dlib_resnet.FILES.items()})
+    monkeypatch.setattr(dlib_resnet, "model_files", lambda: {part: tmp_path / "models" / name for part, name in dlib_resnet.FILES.items()})
     bare = dlib_resnet.load()
     assert bare.fingerprint() == dlib_engine.fingerprint()
     (face,) = bare.faces(pictures["obama2"])
