@@ -220,7 +220,9 @@ class _Tries:
         if not self.drift or not retried:
             return []
         rescued = sum(any((score.similarity or 0.0) >= self.drift.threshold for _, score in tries) for tries in retried)
-        return [f"{len(retried)} images drifted below {self.drift.threshold:g} and were tried again; {rescued} of them came back above it."]
+        bound = f"{self.drift.threshold:g}"
+        drifted = f"1 image drifted below {bound} and was" if len(retried) == 1 else f"{len(retried)} images drifted below {bound} and were"
+        return [f"{drifted} tried again; {rescued} of them came back above it."]
 
 
 def _shifted(shelf: Shelf, keys: Sequence[str]) -> list[str]:

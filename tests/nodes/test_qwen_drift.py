@@ -87,7 +87,7 @@ def never_alike(server, portrait, engine, seed):
     name = f"never alike {engine} {seed}"
     outcome = comfy.run(server.address, graph(engine, name, portrait, "noisy", retries_on_drift=3, drift_threshold=1.0, base_seed=seed))
     assert outcome.status == "success", outcome.error
-    assert "1 images drifted below 1 and were tried again; 0 of them came back above it" in outcome.text(ENRICH)
+    assert "1 image drifted below 1 and was tried again; 0 of them came back above it" in outcome.text(ENRICH)
     tries, shelf = tries_of(server, name)
     assert [made.facts["attempt"] for made in tries] == [0, 1, 2, 3] and len({made.facts["seed"] for made in tries}) == 4
     alike = [told["similarity"] for told in tries[0].facts["tries"]]
@@ -111,7 +111,7 @@ def test_an_edit_that_lost_the_face_is_tried_again_with_other_seeds_until_one_is
     again = graph(engine, name, portrait, "noisy", retries_on_drift=3, drift_threshold=bound, base_seed=seed)
     outcome = comfy.run(tiny.address, again)
     assert outcome.status == "success", outcome.error
-    assert f"1 images drifted below {bound:g} and were tried again; 1 of them came back above it" in outcome.text(ENRICH)
+    assert f"1 image drifted below {bound:g} and was tried again; 1 of them came back above it" in outcome.text(ENRICH)
     assert [made.facts["seed"] for made in tries_of(tiny, name)[0]] == [made.facts["seed"] for made in tries[: best + 1]], (
         "no more tries than it takes"
     )
