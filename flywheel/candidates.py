@@ -21,11 +21,9 @@ from .dataset import Dataset, ImageRecord
 from .errors import StorageError
 from .images import SUFFIXES, content_key, png_bytes, write_json, write_whole
 from .known_files import Memory, Signature, files_in, known_key
-from .project import Stage
+from .project import FOLDERS, Stage
 from .thumbs import make_ready
 
-GOOD, CORRECTIONS, REJECTED, TRIES = "good", "corrections", "rejected", "tries"
-FOLDERS = ("", GOOD, CORRECTIONS, REJECTED, TRIES)  # "" is the stage's own folder: not decided yet
 _NAMED = re.compile(r"(?:.*-)?([0-9a-f]{16})")
 
 

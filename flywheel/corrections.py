@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from . import ledger
-from .candidates import TRIES, Lineage, Shelf
+from .candidates import Lineage, Shelf
 from .errors import DatasetError, ImageError
 from .images import SUFFIXES, content_key, open_image, write_whole
 from .known_files import known_key
-from .project import Stage, StageName
+from .project import TRIES, Stage, StageName
 
 log = logging.getLogger("flenwheel")
 

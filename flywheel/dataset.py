@@ -9,7 +9,7 @@ from typing import Literal
 
 from .errors import DatasetError
 from .images import value_key
-from .project import Project, Stage, StageName
+from .project import FOLDERS, Project, Stage, StageName
 
 Origin = Literal["source", "edit", "synthetic", "correction"]
 
@@ -82,5 +82,8 @@ class Dataset:
         return replace(self, images=tuple(image for image in self.images if image.key in wanted))
 
     def path(self, image: ImageRecord) -> Path:
-        """Where the file was last seen."""
-        return self.project.path(image.path)
+        """Where the file lies: where it was last seen, else the folder of its stage that it was moved to since."""
+        path = self.project.path(image.path)
+        if path.exists():
+            return path
+        return next((moved for folder in FOLDERS if (moved := self.stage.folder / folder / path.name).exists()), path)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from . import corrections, ledger, review, store
-from .candidates import FOLDERS, Shelf
+from .candidates import Shelf
 from .errors import DatasetError, StorageError
 from .ledger import LABELS, LabelEvent, Pass, Position, Standing, Step
-from .project import Project, Stage
+from .project import FOLDERS, Project, Stage
 
 REPEATED = 10  # one image in so many is shown again in the repeat pass
 

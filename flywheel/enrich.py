@@ -10,14 +10,14 @@ from fnmatch import fnmatch
 from typing import Any
 
 from . import identity, instructions, review
-from .candidates import TRIES, Shelf, record_of
+from .candidates import Shelf, record_of
 from .dataset import Dataset, ImageRecord
 from .editors import ControlRef, Editor, EditRequest, key_of
 from .errors import EditorError, PromptError
 from .faces import Embedder
 from .images import open_image, png_bytes, size_for, value_key, write_json
 from .lora import split_tags
-from .project import StageName
+from .project import TRIES, StageName
 from .prompts import Prompt, PromptSet
 from .realign import realigned
 from .registration import FAR

@@ -4,7 +4,7 @@
 <root>/flenwheel.db                    verdicts, scores, face embeddings
 <root>/data/source/v1/                 photographs, metadata.json
 <root>/data/enriched/v1/               candidates, then good/ corrections/ rejected/; enrichment_metadata.json
-<root>/data/synthetic/v1/              the same for synthetic images; filtered/ holds what passed the identity check
+<root>/data/synthetic/v1/              the same for synthetic images; filtered/ holds what passed the identity check and waits for a verdict
 <root>/data/card/v1/                   the same for the images of model cards
 <root>/data/{pristine,corrections,qwen_training,training}/v1/
 <root>/models/flux_lora/
@@ -30,6 +30,8 @@ StageName = Literal["source", "enriched", "synthetic", "pristine", "corrections"
 STAGES: tuple[StageName, ...] = get_args(StageName)
 Medium = Literal["photographs", "drawn"]  # what shows the character; drawn: painted, stylised or modelled likewise
 MEDIA: tuple[Medium, ...] = get_args(Medium)
+GOOD, CORRECTIONS, REJECTED, TRIES, FILTERED = "good", "corrections", "rejected", "tries", "filtered"
+FOLDERS = ("", FILTERED, GOOD, CORRECTIONS, REJECTED, TRIES)  # where a candidate may lie in its stage; "": nobody has decided yet
 
 SCHEMA = 1
 TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9_]{2,31}")

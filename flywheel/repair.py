@@ -20,7 +20,7 @@ from typing import Any, Literal
 from PIL import Image, ImageFilter
 
 from . import corrections
-from .candidates import TRIES, Shelf, record_of
+from .candidates import Shelf, record_of
 from .corrections import Original
 from .dataset import Dataset
 from .editors import (
@@ -40,7 +40,7 @@ from .editors import (
 )
 from .errors import DatasetError, EditorError, ImageError, StorageError
 from .images import content_key, open_image, png_bytes, value_key, write_json, write_whole
-from .project import Project, Stage
+from .project import TRIES, Project, Stage
 from .render import Order, Report, render, silent, summary
 from .review import follow, labels, taking_turns
 

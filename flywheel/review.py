@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from . import corrections
-from .candidates import CORRECTIONS, GOOD, REJECTED, TRIES, Shelf, record_of
+from .candidates import Shelf, record_of
 from .dataset import Dataset
 from .errors import DatasetError, StorageError
 from .images import value_key, write_json
 from .ledger import LABELS, REASONS, Label, LabelEvent, Origin, history, labels, last_event, problems_of, record
-from .project import Project, Stage
+from .project import CORRECTIONS, FILTERED, GOOD, REJECTED, TRIES, Project, Stage
 from .store import connect, turn
 
 __all__ = ["LABELS", "REASONS", "Label", "LabelEvent", "Origin", "history", "labels", "last_event", "problems_of", "record"]
 
 FOLDER_OF: Mapping[Label | None, str] = {None: "", "good": GOOD, "needs_correction": CORRECTIONS, "reject": REJECTED}
-LABEL_OF: Mapping[str, Label | None] = {folder: label for label, folder in FOLDER_OF.items()}
+LABEL_OF: Mapping[str, Label | None] = {FILTERED: None, **{folder: label for label, folder in FOLDER_OF.items()}}
 TRIES_AT_MOVING = 3  # files may be deleted or sorted by hand while we move
 
 _locks: dict[Path, threading.RLock] = {}
@@ -109,13 +109,14 @@ def _settled(stage: Stage) -> Shelf:
 
 
 def place(shelf: Shelf, request_key: str, event: LabelEvent | None) -> str:
-    """Put one file where its verdict in force wants it; answers the folder. Tries that lost stay where they are."""
+    """Put one file where its verdict in force wants it; answers the folder. Tries that lost stay where they are, and so does what is filtered until
+    there is a verdict."""
     folder = shelf.folder_of(shelf.files[request_key])
-    wanted = FOLDER_OF[event.label if event else None]
-    if folder in (wanted, TRIES):
+    label = event.label if event else None
+    if folder == TRIES or LABEL_OF[folder] == label:
         return folder
-    shelf.move(request_key, wanted)
-    return wanted
+    shelf.move(request_key, FOLDER_OF[label])
+    return FOLDER_OF[label]
 
 
 def remember_places(stage: Stage, places: Mapping[str, str]) -> None:
@@ -208,15 +209,10 @@ def _sorted_by_hand(shelf: Shelf, decided: Mapping[str, LabelEvent], placed: Map
     moved: list[tuple[str, str]] = []
     for request_key, path in shelf.files.items():
         image_key, folder = shelf.lineages[request_key].image_key, shelf.folder_of(path)
-        ours = {_wanted_folder(shelf, request_key, decided), placed.get(image_key, "")}
-        if folder not in ours and folder != TRIES:
+        label = decided[image_key].label if image_key in decided else None
+        if folder not in (TRIES, placed.get(image_key, "")) and LABEL_OF[folder] != label:
             moved.append((request_key, folder))
     return moved
-
-
-def _wanted_folder(shelf: Shelf, request_key: str, decided: Mapping[str, LabelEvent]) -> str:
-    event = decided.get(shelf.lineages[request_key].image_key)
-    return FOLDER_OF[event.label if event else None]
 
 
 def _placements(stage: Stage) -> dict[str, str]:

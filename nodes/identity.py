@@ -8,13 +8,13 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..flywheel import identity, identity_report, sifting
+from ..flywheel import filtered, identity, identity_report, sifting
 from ..flywheel.dataset import Dataset
 from ..flywheel.drawings import drawn_character
 from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
 from ..flywheel.faces.unseeing import Unseeing
-from ..flywheel.project import MEDIA
+from ..flywheel.project import FILTERED, MEDIA
 from ..flywheel.references import calibrate, choose_references, no_references
 from ..flywheel.sheets import Tile, contact_sheet, histogram
 from . import host, sockets
@@ -153,7 +153,8 @@ class IdentityScore(io.ComfyNode):
 
 
 class IdentityFilter(io.ComfyNode):
-    """Parts images by their identity score. Nothing is deleted or moved: what failed stays where it is and on its own output."""
+    """Parts images by their identity score. Nothing is deleted: what failed stays where it is and on its own output. Synthetic images that pass
+    are put into filtered/ of their folder until you decide on them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -216,7 +217,10 @@ class IdentityFilter(io.ComfyNode):
         if not_measurable == NOT_MEASURABLE[0]:
             passed = scores.dataset.keeping({image.key for part in (split.passed, split.unmeasurable) for image in part.images})
         picture = host.tensor(histogram([score.similarity for score in scores.by_key.values()], sifted.kept_from))
-        text = _report(scores, sifted)
+        lines = [_report(scores, sifted)]
+        if scores.dataset.stage_name == "synthetic":
+            lines.append(_put_apart(scores.dataset, passed))
+        text = "\n".join(lines)
         return io.NodeOutput(
             passed,
             split.failed,
@@ -360,6 +364,12 @@ def _weakest(report: identity_report.Report) -> list[str]:
         for title, rows in report.groups
         if len(rows) > 1 and rows[0].similarity is not None
     ]
+
+
+def _put_apart(scored: Dataset, passed: Dataset) -> str:
+    apart, total = filtered.put_apart(scored, passed), len(scored.images)
+    left_out = f"{(total - len(passed.images)) / max(1, total):.0%} are left out (step 1.6 aims at 50 to 70 %)"
+    return f"{host.counted(apart, 'image')} in {scored.project.relative(scored.stage.folder)}/{FILTERED} until you decide; {left_out}."
 
 
 def _line(name: str, score: identity.IdentityScore) -> str:

@@ -11,6 +11,7 @@ from comfyui_flenwheel.flywheel.candidates import Shelf, adopt
 from comfyui_flenwheel.flywheel.desk import Desk
 from comfyui_flenwheel.flywheel.errors import DatasetError
 from comfyui_flenwheel.flywheel.ledger import LabelEvent
+from comfyui_flenwheel.flywheel.project import TRIES
 
 from .conftest import picture
 
@@ -150,7 +151,7 @@ def test_verdicts_given_during_a_look_at_every_file_do_not_make_it_walk(desk, mo
 
     def meanwhile(folder):
         found = listed(folder)
-        if folder == desk.stage.folder / candidates.TRIES:  # the last one: all others are read
+        if folder == desk.stage.folder / TRIES:  # the last one: all others are read
             give(desk, "good", 0)
         return found
 

@@ -7,8 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
-from comfyui_flenwheel.flywheel.candidates import TRIES, Shelf
+from comfyui_flenwheel.flywheel.candidates import Shelf
 from comfyui_flenwheel.flywheel.images import open_image
+from comfyui_flenwheel.flywheel.project import TRIES
 from PIL import Image
 
 from . import comfy
