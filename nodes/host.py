@@ -74,10 +74,18 @@ def stages_of(project: Project) -> Iterator[Stage]:
 def fingerprint(name: StageName, of: Callable[[Stage], Any]) -> str:
     """Changes when `of` changes for that stage of any project: ComfyUI does not tell which project a linked socket will bring.
 
-    Stages for which `of` has nothing to say do not count, so that a stage which a node makes itself does not make that node run again.
+    Stages for which `of` has nothing to say do not count, so that a stage which a node makes itself does not make that node run again. What is damaged
+    in one project makes nobody else's graph run again; the node that opens that project tells of it.
     """
-    told = ([stage.project.folder_name, stage.project.version, of(stage)] for stage in stages(name))
+    told = ([stage.project.folder_name, stage.project.version, _or_why_not(of, stage)] for stage in stages(name))
     return value_key([entry for entry in told if entry[2]])
+
+
+def _or_why_not(of: Callable[[Stage], Any], stage: Stage) -> Any:
+    try:
+        return of(stage)
+    except FlywheelError as error:
+        return str(error)
 
 
 class Reporter:

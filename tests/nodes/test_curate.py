@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_flenwheel.flywheel.images import open_image
-from comfyui_flenwheel.flywheel.project import load_project
+from comfyui_flenwheel.flywheel.project import load_project, open_project
 from PIL import Image
 
 from . import comfy
@@ -195,3 +195,19 @@ def test_scripts_read_and_write_captions(server, photos):
         assert comfy.call(server.address, path, wrong)[0] == 400
     assert comfy.call(server.address, path)[1]["captions"] == again["captions"]
     assert comfy.call(server.address, "/flenwheel/captions/spoken/training/v1")[0] in (400, 404)
+
+
+@pytest.mark.faces
+def test_a_project_with_a_damaged_file_makes_no_other_graph_run_again(server, photos):
+    broken = open_project(
+        server.base / "output" / "flenwheel", "damaged here", instance_token="ohwx_char", class_noun="person", medium="photographs"
+    )
+    metadata = broken.stage("source").metadata
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("{half", encoding="utf-8")
+    prompt = curated("beside a damaged one", photos)
+    assert comfy.run(server.address, prompt).status == "success"
+    assert {"1", "2"} <= comfy.run(server.address, prompt).cached
+    told = comfy.run(server.address, curated("damaged here", photos))
+    assert told.status == "error" and "metadata.json" in told.error, "the node that opens it tells"
+    assert metadata.read_text(encoding="utf-8") == "{half"
