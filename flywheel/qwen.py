@@ -40,7 +40,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class EditModel:
-    """An instruction-editing model. None means: leave alone what the model brings.
+    """An instruction-editing model, or, without controls, one that makes images of words. None means: leave alone what the model brings.
 
     `template`: with one, the text encoder sees the pictures too. `clip_type`: what Load CLIP calls its kind. `blocks`: width of the
     model, which tells its sizes apart, to kind of block to how many there are. `shift`: of the flow-matching schedule.
@@ -96,6 +96,14 @@ def models() -> dict[str, EditModel]:
     """By name, the recommended one first."""
     told = _data()
     return {name: _model(name, row, told["templates"]) for name, row in told["models"].items()}
+
+
+@cache
+def generators() -> dict[str, EditModel]:
+    """Models that make an image of words alone, by name; the one that character LoRAs are trained for by default first. Some are edit models, too."""
+    told = _data()
+    rows = {name: {**told["models"][row], "controls": 0} if isinstance(row, str) else row for name, row in told["generators"].items()}
+    return {name: _model(name, row, told["templates"]) for name, row in rows.items()}
 
 
 def _model(name: str, row: dict[str, Any], templates: dict[str, Any]) -> EditModel:

@@ -121,7 +121,7 @@ class Conditioning:
         conditioning = self._words(prompt, request)
         latents = [self._latent(control, request) for control in request.controls]
         latents += [self._extra_latent(place, request) for place in range(len(self.extras))]
-        values: dict[str, Any] = {"reference_latents": latents}
+        values: dict[str, Any] = {"reference_latents": latents} if latents else {}
         if self.row.reference_method:
             values["reference_latents_method"] = self.row.reference_method
         if self.row.guidance is not None:

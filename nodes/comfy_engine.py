@@ -118,7 +118,7 @@ class ComfyEditor:
 
     @property
     def controls(self) -> range:
-        return range(1, self.row.controls - len(self.extras) + 1)
+        return range(min(1, self.row.controls), self.row.controls - len(self.extras) + 1)
 
     def fingerprint(self) -> dict[str, str]:
         return self._fingerprint(tuple(self.loras))
@@ -168,12 +168,12 @@ class ComfyEditor:
 
 @dataclass(frozen=True, slots=True)
 class _Latent:
-    """Finished latents of a request, fp32 (1, C, H/8, W/8), with a frame axis where the model has one; the photo they are an edit of, and what is
-    known of how they came to be."""
+    """Finished latents of a request, fp32 (1, C, H/8, W/8), with a frame axis where the model has one; the photo they are an edit of, if of one, and
+    what is known of how they came to be."""
 
     request: EditRequest
     samples: torch.Tensor
-    photo: Image.Image
+    photo: Image.Image | None
     notes: dict[str, Any]
 
 
@@ -342,7 +342,7 @@ class _Session:
             "cfg": cfg,
             "loras": [f"{one.name} x {one.weight:g}" for one in loras],
         }
-        return _Latent(request, samples, self.conditioning.photo(request), notes)
+        return _Latent(request, samples, self.conditioning.photo(request) if request.controls else None, notes)
 
     def _looked_at(self, made: _Latent, pixels: torch.Tensor) -> Rendered:
         """An image of decoded pixels (1, [frames,] H, W, 3), if there is anything to see."""
@@ -352,7 +352,7 @@ class _Session:
         if float(pixels.max()) <= BLACK:
             raise EditorError(f"The result for {prompt!r} is black and was not kept. {_BLACK_CAUSES}")
         image = host.pictures(pixels)[0]
-        if parse(prompt).kind != "camera":
+        if made.photo and parse(prompt).kind != "camera":
             notes |= registration.noted(made.photo, image)
         if self.short_of_memory == made.request:
             notes["out_of_memory_once"] = True

@@ -21,7 +21,7 @@ def plan(model: Any, clip: Any, vae: Any, *, width: int, height: int, controls: 
     ratio = latent_format.spacial_downscale_ratio
     latent = [1, latent_format.latent_channels, *([1] if latent_format.latent_dimensions == 3 else []), height // ratio, width // ratio]
     shown = [batch, latent[1], controls * prod(latent[2:])]
-    sampling = model.model.memory_required([batch, *latent[1:]], cond_shapes={"ref_latents": [shown]})
+    sampling = model.model.memory_required([batch, *latent[1:]], cond_shapes={"ref_latents": [shown]} if controls else {})
     working = max(sampling, vae.memory_used_decode(latent, vae.vae_dtype)) / GIB
     weights = {"transformer": _size(model), "text_encoder": _size(clip.patcher), "vae": _size(vae.patcher)}
     tables = row_bytes(model) * rows / GIB if rows else 0.0
