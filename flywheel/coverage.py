@@ -174,11 +174,11 @@ def _look_at_photos(dataset: Dataset) -> tuple[Said, ...]:
 
 def _asked_and_good(dataset: Dataset) -> dict[str, Slot]:
     """The slot each candidate was made for, by image key, where a person has called it good."""
-    by_edit = {slot.edit: slot for slot in card()}
+    by_prompt = {slot.edit: slot for slot in card()} | dict(zip(card_prompts(card(), dataset.project), card(), strict=True))
     decided = review.labels(dataset.project)
     asked: dict[str, Slot] = {}
     for lineage in Shelf(dataset.stage).lineages.values():
-        slot, event = by_edit.get(lineage.facts.get("prompt", "")), decided.get(lineage.image_key)
+        slot, event = by_prompt.get(lineage.facts.get("prompt", "")), decided.get(lineage.image_key)
         if slot and event and event.label == "good":
             asked[lineage.image_key] = slot
     return asked

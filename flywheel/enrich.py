@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -13,7 +13,7 @@ from . import identity, instructions, review
 from .candidates import Shelf, record_of
 from .dataset import Dataset, ImageRecord
 from .editors import ControlRef, Editor, EditRequest, key_of
-from .errors import EditorError, PromptError
+from .errors import PromptError
 from .faces import Embedder
 from .images import open_image, png_bytes, size_for, value_key, write_json
 from .lora import split_tags
@@ -21,7 +21,7 @@ from .project import TRIES, StageName
 from .prompts import Prompt, PromptSet
 from .realign import realigned
 from .registration import FAR
-from .render import Finished, Order, Report, Run, render, silent, summary
+from .render import Finished, Order, Report, Run, made_some, render, silent, summary
 
 REALIGNED = "1"  # raise it when re-aligning the same edit gives other pixels
 
@@ -89,27 +89,21 @@ def enrich(
     """
     shelf = Shelf(dataset.project.stage(stage))
     orders = plan(dataset, prompts, seed=seed, megapixels=megapixels)
-    wanted = [order for order in orders if not _thrown_away(shelf, key_of(editor, order.request))]
+    wanted = [order for order in orders if not thrown_away(shelf, key_of(editor, order.request))]
     tries = _Tries(dataset, shelf, seed, megapixels, drift)
-    run = render(wanted, editor, shelf, report=report, follow_up=tries.next_try if drift else None, limit=limit)
-    if run.failed and not run.finished:
-        raise EditorError(f"Not one of {len(wanted)} images could be made. The first reason: {run.failed[0][1]}")
+    run = made_some(render(wanted, editor, shelf, report=report, follow_up=tries.next_try if drift else None, limit=limit))
     shelf = Shelf(shelf.stage)  # a person may have sorted files while we were rendering
     chosen = tries.choose(shelf) if drift else [finished.request_key for finished in run.finished]
     copies = _realigned(shelf, dataset, chosen) if realign else []
-    for place, request_key in enumerate(chosen, 1):
-        sampled = bool(sample_every) and place % sample_every == 0
-        if sampled != shelf.lineages[request_key].facts.get("sample", False):
-            shelf.note(request_key, sample=sampled)
+    flag_samples(shelf, chosen, sample_every)
     images = tuple(record_of(shelf, request_key) for request_key in dict.fromkeys([*chosen, *copies]))
     write_metadata(shelf)
-    skipped = len(orders) - len(wanted)
     notes = (
         *summary(run),
         *tries.notes(),
         *_shifted(shelf, chosen),
         *([f"{len(copies)} re-aligned copies lie beside them for your review."] if copies else []),
-        *([f"{skipped} rejected images were deleted by hand and are left alone."] if skipped else []),
+        *left_alone(len(orders) - len(wanted)),
     )
     return Enriched(Dataset(dataset.project, stage, images), notes, run)
 
@@ -135,9 +129,7 @@ def preview(
     """
     shelf = Shelf(dataset.project.stage("enriched"))
     orders = plan(dataset, prompts, seed=seed, megapixels=megapixels)
-    run = render(_spread(orders, count), editor, shelf, report=report)
-    if not run.finished:
-        raise EditorError(f"Not one of {len(run.failed)} images could be made. The first reason: {run.failed[0][1]}")
+    run = made_some(render(_spread(orders, count), editor, shelf, report=report))
     write_metadata(shelf)
     keys = list(dict.fromkeys(finished.request_key for finished in run.finished))
     took = sorted(shelf.lineages[key].facts["seconds"] for key in keys)
@@ -159,6 +151,20 @@ def _spread(orders: Sequence[Order], count: int) -> list[Order]:
     in_turn = [group[turn] for turn in range(max(map(len, groups), default=0)) for group in groups if turn < len(group)]
     chosen = list({id(order): order for order in in_turn}.values())[:count]
     return [order for order in orders if any(order is one for one in chosen)]
+
+
+def flag_samples(shelf: Shelf, keys: Sequence[str], every: int) -> None:
+    """Mark every so many-th image, by request key, for a close look; none with 0."""
+    for place, request_key in enumerate(keys, 1):
+        sampled = bool(every) and place % every == 0
+        if sampled != shelf.lineages[request_key].facts.get("sample", False):
+            shelf.note(request_key, sample=sampled)
+
+
+def left_alone(count: int) -> Iterator[str]:
+    """What to say of images that are not made again because a person threw them away."""
+    if count:
+        yield f"{count} rejected images were deleted by hand and are left alone."
 
 
 def write_metadata(shelf: Shelf) -> None:
@@ -243,7 +249,7 @@ def _realigned(shelf: Shelf, dataset: Dataset, keys: Sequence[str]) -> list[str]
         lineage = shelf.lineages[request_key]
         copy_key = value_key(["realigned", REALIGNED, request_key])
         source = sources.get(lineage.facts["source"]["key"])
-        if not lineage.facts["notes"].get("shifted") or source is None or _thrown_away(shelf, copy_key):
+        if not lineage.facts["notes"].get("shifted") or source is None or thrown_away(shelf, copy_key):
             continue
         if copy_key not in shelf.files:
             edit = open_image(shelf.files[request_key]).image
@@ -333,7 +339,7 @@ def seed_from(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
 
 
-def _thrown_away(shelf: Shelf, request_key: str) -> bool:
+def thrown_away(shelf: Shelf, request_key: str) -> bool:
     if request_key in shelf.files or request_key not in shelf.lineages:
         return False
     event = review.labels(shelf.stage.project).get(shelf.lineages[request_key].image_key)

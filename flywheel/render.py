@@ -297,6 +297,10 @@ def _refuse_unsuitable(orders: Iterable[Order], editor: Editor) -> None:
     """Check every request before anything is loaded or paid."""
     wrong = sorted({len(order.request.controls) for order in orders if len(order.request.controls) not in editor.controls})
     if wrong:
+        if not editor.controls[-1]:
+            raise EditorError(
+                f"{editor.name} makes images of words alone. Connect an editor of photos here, and this one to Synthetic Images."
+            )
         takes = _span(editor.controls)
         raise EditorError(f"{editor.name} takes {takes} control images per request, but some requests have {', '.join(map(str, wrong))}.")
 
@@ -318,6 +322,17 @@ def _refuse_wrong_size(request: EditRequest, rendered: Rendered, editor: Editor)
     wanted = (request.width, request.height)
     if rendered.image.size != wanted:
         raise EditorError(f"{editor.name} returned {rendered.image.size} px where {wanted} was asked for; the image was not kept.")
+
+
+def made_some(run: Run) -> Run:
+    """The run, of which not every image failed.
+
+    Raises:
+        EditorError: none could be made.
+    """
+    if run.failed and not run.finished:
+        raise EditorError(f"Not one of {len(run.failed)} images could be made. The first reason: {run.failed[0][1]}")
+    return run
 
 
 def summary(run: Run) -> Iterator[str]:

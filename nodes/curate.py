@@ -205,7 +205,7 @@ class CoverageMap(io.ComfyNode):
                 ),
                 io.String.Output("edit_prompts", tooltip="The same prompts as text, one per line, for Prompt Set or to change them."),
                 io.String.Output(
-                    "card_prompts", tooltip="The card's own prompts for the missing cells, for generating with the character's LoRA."
+                    "card_prompts", tooltip="The card's own prompts for the missing cells: connect to the prompts of Synthetic Images."
                 ),
                 io.Int.Output("missing", tooltip="How many cells are missing."),
                 io.String.Output("report", tooltip="The map in words, and which pictures fit nowhere and why."),

@@ -1,4 +1,4 @@
-"""A tiny real editor for tests of the loop: tints the control by the seed, and fails, waits or stops where a test says so."""
+"""A tiny real editor for tests of the loop: tints the control, or nothing, by the seed, and fails, waits or stops where a test says so."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Stamp:
     def _edit(self, request: EditRequest, tick: Tick) -> Rendered:
         self.before(request)
         tick(0.5)
-        control = open_image(request.controls[0].path).image.resize((request.width, request.height))
+        size = (request.width, request.height)
+        control = open_image(request.controls[0].path).image.resize(size) if request.controls else Image.new("RGB", size)
         colour = request.seed.to_bytes(8, "big")[-3:]
         return Rendered(Image.blend(control, Image.new("RGB", control.size, tuple(colour)), self.strength), {"stamped": True})
 

@@ -99,7 +99,8 @@ def test_bundled_graphs_say_where_each_file_they_load_comes_from():
     }
     told = {(workflow, model["name"]): (model["url"], model["directory"]) for workflow, model in named_in_workflows()}
     assert set(told) == wanted and len(wanted) > 10
-    rows = {name: (address, folder) for row in qwen.models().values() for folder, name, _, address in row.files}
+    known = [*qwen.models().values(), *qwen.generators().values()]
+    rows = {name: (address, folder) for row in known for folder, name, _, address in row.files}
     rows |= {row.file: (row.address, "loras") for row in qwen.known_loras() if row.file}
     assert {name: place for (_, name), place in told.items() if name in rows and place != rows[name]} == {}
 
@@ -108,7 +109,13 @@ def test_the_docs_list_every_file_with_its_size_and_address():
     page = (WORKFLOWS.parent / "docs" / "qwen.md").read_text(encoding="utf-8")
     rows = [file for row in qwen.models().values() for file in row.files]
     rows += [("loras", row.file, row.size, row.address) for row in qwen.known_loras() if row.file]
-    assert [name for folder, name, size, address in rows if f"| {folder} | [{name}]({address}) | {size} |" not in page] == []
+    assert _not_told(page, rows) == []
+    page = (WORKFLOWS.parent / "docs" / "synthetic.md").read_text(encoding="utf-8")
+    assert _not_told(page, [file for name, row in qwen.generators().items() if name not in qwen.models() for file in row.files]) == []
+
+
+def _not_told(page, rows):
+    return [name for folder, name, size, address in rows if f"| {folder} | [{name}]({address}) | {size} |" not in page]
 
 
 def _nodes(template):
