@@ -53,8 +53,8 @@ _BLACK_CAUSES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a person sets; 0 stands for what suits the model and its LoRAs."""
+class Sampling:
+    """What a person sets of any model; 0 stands for what suits it and its LoRAs."""
 
     steps: int = field(
         default=0,
@@ -78,6 +78,12 @@ class Options:
         metadata={"help": "Sampling method; euler is what the models were made for.", "choices": comfy.samplers.KSampler.SAMPLERS},
     )
     negative_prompt: str = field(default="", metadata={"help": "What must not appear. Only used when cfg is above 1.", "multiline": True})
+
+
+@dataclass(frozen=True, slots=True)
+class Options(Sampling):
+    """What a person sets of an edit model."""
+
     control_megapixels: float = field(
         default=0.0,
         metadata={

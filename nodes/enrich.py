@@ -12,7 +12,7 @@ from ..flywheel.dataset import Dataset
 from ..flywheel.editors import Editor
 from ..flywheel.prompts import PromptSet
 from ..flywheel.sheets import stacked
-from . import host, sockets
+from . import host, options, sockets
 from .options import base_seed, megapixels
 from .pictures import pairs
 
@@ -37,20 +37,8 @@ class EnrichDataset(io.ComfyNode):
                 sockets.EDITOR.Input("editor", tooltip="Who makes them: the rehearsal editor for a dry run, or a real one."),
                 base_seed("Each image's own seed is derived from this, its photo and its prompt. Another number makes a different set."),
                 megapixels("Size of the results. The photo's shape is kept, nothing is cropped. 1.0 is about 1024 x 1024."),
-                io.Int.Input(
-                    "sample_every",
-                    default=10,
-                    min=0,
-                    max=1000,
-                    tooltip="Flag every n-th image for a close look in the review. 0 flags none.",
-                ),
-                io.Int.Input(
-                    "limit",
-                    default=0,
-                    min=0,
-                    max=100_000,
-                    tooltip="Stop after this many new images; queue again for the next ones. 0 makes all.",
-                ),
+                options.sample_every(),
+                options.limit(),
                 io.Int.Input(
                     "retries_on_drift",
                     default=0,

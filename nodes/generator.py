@@ -5,23 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io
 
 from ..flywheel import lora, qwen
 from . import comfy_whole, comfy_words, host, sockets
 from .comfy_belonging import refuse_wrong_models
 from .comfy_editor import graph_above
-from .comfy_engine import ComfyEditor, Options
+from .comfy_engine import ComfyEditor, Options, Sampling
 from .comfy_loras import fitted
 from .options import widgets
 
 
 @dataclass(frozen=True, slots=True)
-class GeneratorOptions:
-    """What a person sets; 0 stands for what suits the model and its LoRAs."""
+class GeneratorOptions(Sampling):
+    """What a person sets of a model that makes images of words."""
 
-    steps: int = field(default=0, metadata={"help": "Denoising steps. 0 takes what suits the model.", "min": 0, "max": 200})
     guidance: float = field(
         default=0.0,
         metadata={
@@ -31,20 +29,6 @@ class GeneratorOptions:
             "step": 0.1,
         },
     )
-    cfg: float = field(
-        default=0.0,
-        metadata={
-            "help": "Guidance by a negative prompt; 0 takes what suits the model. 1 is twice as fast.",
-            "min": 0.0,
-            "max": 30.0,
-            "step": 0.1,
-        },
-    )
-    sampler: str = field(
-        default="euler",
-        metadata={"help": "Sampling method; euler is what the models were made for.", "choices": comfy.samplers.KSampler.SAMPLERS},
-    )
-    negative_prompt: str = field(default="", metadata={"help": "What must not appear. Only used when cfg is above 1.", "multiline": True})
 
 
 class ComfyGeneratorNode(io.ComfyNode):

@@ -53,6 +53,18 @@ def megapixels(tooltip: str, *, default: float = 1.0, least: float = 0.1) -> io.
     return io.Float.Input("megapixels", default=default, min=least, max=4.0, step=0.1, tooltip=tooltip)
 
 
+def sample_every() -> io.Int.Input:
+    """Which images the review points out."""
+    tooltip = "Flag every n-th image for a close look in the review. 0 flags none."
+    return io.Int.Input("sample_every", default=10, min=0, max=1000, tooltip=tooltip)
+
+
+def limit() -> io.Int.Input:
+    """How many images a run makes at most."""
+    tooltip = "Stop after this many new images; queue again for the next ones. 0 makes all."
+    return io.Int.Input("limit", default=0, min=0, max=100_000, tooltip=tooltip)
+
+
 def _widget(field: dataclasses.Field[Any], hint: Any) -> io.Input:
     bounds: dict[str, Any] = {name: field.metadata[name] for name in ("min", "max", "step") if name in field.metadata}
     common: dict[str, Any] = {

@@ -10,7 +10,7 @@ from ..flywheel import candidates, synthesis
 from ..flywheel.editors import Editor
 from ..flywheel.project import Project
 from ..flywheel.prompts import parse
-from . import host, sockets
+from . import host, options, sockets
 from .options import base_seed
 
 
@@ -58,20 +58,8 @@ class SyntheticImages(io.ComfyNode):
                 base_seed("Each image's own seed is derived from this, its prompt and its number. Another number makes a different set."),
                 _side("width"),
                 _side("height"),
-                io.Int.Input(
-                    "sample_every",
-                    default=10,
-                    min=0,
-                    max=1000,
-                    tooltip="Flag every n-th image for a close look in the review. 0 flags none.",
-                ),
-                io.Int.Input(
-                    "limit",
-                    default=0,
-                    min=0,
-                    max=100_000,
-                    tooltip="Stop after this many new images; queue again for the next ones. 0 makes all.",
-                ),
+                options.sample_every(),
+                options.limit(),
             ],
             outputs=[
                 sockets.DATASET.Output("candidates", tooltip="The images. Next: Identity Score, Identity Filter, then Review Gate."),
