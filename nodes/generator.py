@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..flywheel import lora, qwen
+from ..flywheel.errors import EditorError
 from . import comfy_whole, comfy_words, host, sockets
 from .comfy_belonging import refuse_wrong_models
 from .comfy_editor import graph_above
@@ -77,7 +78,9 @@ class ComfyGeneratorNode(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         row = qwen.generators()[generator_model]
-        if guidance and row.guidance is not None:
+        if guidance and row.guidance is None:
+            raise EditorError(f"{generator_model} knows no guidance: set guidance to 0, and cfg if the prompt is to count more.")
+        if guidance:
             row = replace(row, guidance=guidance)
         options["negative_prompt"] = options["negative_prompt"].strip()
         words = comfy_words.loader_above(cls.hidden.dynprompt, cls.hidden.unique_id, "clip")

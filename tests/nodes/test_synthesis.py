@@ -141,7 +141,10 @@ def test_another_model_is_other_loaders_and_another_choice(flux, row):
     assert outcome.status == "success", outcome.error
     images = list(made(flux, row).values())
     assert len(images) == 4 and any(np.any(images[0] != other) for other in images[1:])
-    prompt[GENERATOR]["inputs"]["generator_model"] = "FLUX.1 [dev]"
+    prompt[GENERATOR]["inputs"]["guidance"] = 2.0
+    ignored = comfy.run(flux.address, prompt)
+    assert ignored.status == "error" and f"{row} knows no guidance: set guidance to 0" in ignored.error, "never silently"
+    prompt[GENERATOR]["inputs"] |= {"generator_model": "FLUX.1 [dev]", "guidance": 0.0}
     wrong = comfy.run(flux.address, prompt)
     assert wrong.status == "error" and "but FLUX.1 [dev] is chosen" in wrong.error and "flux1-dev.safetensors (24 GB)" in wrong.error
 
