@@ -14,7 +14,7 @@ from ..flywheel.drawings import drawn_character
 from ..flywheel.errors import IdentityError
 from ..flywheel.faces import EMBEDDERS, embedder
 from ..flywheel.faces.unseeing import Unseeing
-from ..flywheel.project import FILTERED, MEDIA
+from ..flywheel.project import MEDIA
 from ..flywheel.references import calibrate, choose_references, no_references
 from ..flywheel.sheets import Tile, contact_sheet, histogram
 from . import host, sockets
@@ -217,10 +217,7 @@ class IdentityFilter(io.ComfyNode):
         if not_measurable == NOT_MEASURABLE[0]:
             passed = scores.dataset.keeping({image.key for part in (split.passed, split.unmeasurable) for image in part.images})
         picture = host.tensor(histogram([score.similarity for score in scores.by_key.values()], sifted.kept_from))
-        lines = [_report(scores, sifted)]
-        if scores.dataset.stage_name == "synthetic":
-            lines.append(_put_apart(scores.dataset, passed))
-        text = "\n".join(lines)
+        text = "\n".join([_report(scores, sifted), *filtered.put_apart(scores.dataset, passed)])
         return io.NodeOutput(
             passed,
             split.failed,
@@ -364,12 +361,6 @@ def _weakest(report: identity_report.Report) -> list[str]:
         for title, rows in report.groups
         if len(rows) > 1 and rows[0].similarity is not None
     ]
-
-
-def _put_apart(scored: Dataset, passed: Dataset) -> str:
-    apart, total = filtered.put_apart(scored, passed), len(scored.images)
-    left_out = f"{(total - len(passed.images)) / max(1, total):.0%} are left out (step 1.6 aims at 50 to 70 %)"
-    return f"{host.counted(apart, 'image')} in {scored.project.relative(scored.stage.folder)}/{FILTERED} until you decide; {left_out}."
 
 
 def _line(name: str, score: identity.IdentityScore) -> str:

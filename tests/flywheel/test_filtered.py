@@ -33,12 +33,13 @@ def say(made, number, label):
 
 
 def test_what_passed_lies_apart_and_another_sieve_sorts_anew(made):
-    assert filtered.put_apart(made, only(made, 0, 1, 2)) == 3
+    (told,) = filtered.put_apart(made, only(made, 0, 1, 2))
+    assert told.startswith("3 images in data/synthetic/v1/filtered until you decide; 40% are left out")
     assert places(made) == ["filtered", "filtered", "filtered", "", ""]
     assert all(content_key(made.path(image)) == image.key for image in made.images), "each is found where it lies now"
-    assert filtered.put_apart(made, only(made, 2, 3)) == 2
+    filtered.put_apart(made, only(made, 2, 3))
     assert places(made) == ["", "", "filtered", "filtered", ""]
-    assert filtered.put_apart(made, made.keeping(())) == 0
+    assert filtered.put_apart(made, made.keeping(()))[0].startswith("0 images in ")
     assert places(made) == [""] * 5
     described = json.loads(made.stage.metadata.read_text(encoding="utf-8"))
     assert len(described["images"]) == 5
@@ -52,7 +53,7 @@ def test_lying_there_is_no_verdict_and_a_verdict_takes_it_out(made):
     say(made, 0, "good")
     say(made, 3, "reject")
     assert places(made) == ["good", "filtered", "filtered", "rejected", ""]
-    assert filtered.put_apart(made, only(made, 1, 3, 4)) == 2, "decided ones are left alone"
+    assert filtered.put_apart(made, only(made, 1, 3, 4))[0].startswith("2 images in "), "decided ones are left alone"
     assert places(made) == ["good", "filtered", "", "rejected", "filtered"]
     say(made, 0, None)
     assert places(made)[0] == "", "a verdict that is taken back"
@@ -77,3 +78,9 @@ def test_what_a_person_moves_is_a_verdict_and_what_was_moved_before_a_crash_is_n
     review.follow(made.stage)
     assert made.images[0].key not in review.labels(made.project), "put back by hand: undecided again"
     assert places(made)[0] == "filtered"
+
+
+def test_only_synthetic_images_are_moved(candidates):
+    before = places(candidates)
+    assert filtered.put_apart(candidates, candidates.keeping({candidates.images[0].key})) == []
+    assert places(candidates) == before == [""] * 6
